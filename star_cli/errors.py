@@ -1,0 +1,54 @@
+"""The family of errors: what was wrong, what to do about it, and the exit code of a command that meets it."""
+
+
+class StarError(Exception):
+    """Parent of every error this package raises on purpose.
+
+    Args:
+        message: one sentence: what was given and what was expected.
+        hint: one sentence: what to do about it; None where there is no way out.
+    """
+
+    exit_code = 1
+
+    def __init__(self, message: str, hint: str | None = None):
+        super().__init__(message)
+        self.hint = hint
+
+
+class OptionError(StarError, ValueError):
+    """An argument, option or config field has a value that cannot be used."""
+
+    exit_code = 2
+
+
+class ShapeError(OptionError):
+    """A tensor does not have the shape its place asks for."""
+
+
+class ModelNotFoundError(OptionError):
+    """No shipped, cached or local model has this name."""
+
+
+class ModelFolderError(OptionError):
+    """A model folder is incomplete, damaged, or holds something else than its config says."""
+
+
+class TextEncoderError(OptionError):
+    """A text encoder cannot be loaded, or gives something else than its config says."""
+
+
+class RecipeError(OptionError):
+    """An image carries no recipe, or one that cannot be repeated."""
+
+
+class OutputPathError(OptionError):
+    """A picture cannot be written where it was asked for; known before any work."""
+
+
+class OutputError(StarError):
+    """Writing failed while working: a full disk, a folder that vanished."""
+
+
+class TrainingError(StarError):
+    """A training run cannot go on."""

@@ -1,0 +1,41 @@
+"""The KV cache: keys and values of all scales so far, in memory taken once.
+
+Letters: B rows, N heads, L tokens of the schedule, K head width.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from star_cli.models.attention import KeysValues
+
+
+class KVCache:
+    """Keys and values of one block. Made empty for one picture; memory is taken at the first scale."""
+
+    def __init__(self, length: int):
+        self.length = length
+        self.filled = 0
+        self._held: KeysValues | None = None
+
+    def append(self, new: KeysValues) -> KeysValues:
+        """Keep one scale; return views of all scales so far, (B, N, filled, K) each."""
+        if self._held is None:
+            batch, heads, _, width = new.keys.shape
+            shape = (batch, heads, self.length, width)
+            self._held = KeysValues(new.keys.new_empty(shape), new.values.new_empty(shape))
+        end = self.filled + new.keys.shape[2]
+        for held, part in zip(self._held, new, strict=True):
+            held[:, :, self.filled : end] = part
+        self.filled = end
+        return KeysValues(self._held.keys[:, :, :end], self._held.values[:, :, :end])
+
+
+def make_caches(blocks: int, length: int) -> list[KVCache]:
+    """One empty cache per block."""
+    return [KVCache(length) for _ in range(blocks)]
+
+
+def random_generators(seeds: list[int], device: torch.device | str = "cpu") -> list[torch.Generator]:
+    """One generator per image, so that an image does not depend on its batch."""
+    return [torch.Generator(device=device).manual_seed(seed) for seed in seeds]

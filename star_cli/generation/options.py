@@ -1,0 +1,43 @@
+"""How tokens are drawn: one frozen, checked object shared by commands, the Python API and the recipe in the image."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from star_cli.errors import OptionError
+from star_cli.models.config import Config
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingOptions(Config):
+    """Options of the draw. A model folder stores its own defaults.
+
+    Raises:
+        OptionError: a value outside its range.
+    """
+
+    guidance: float = 4.0
+    """Classifier-free guidance strength at the last scale; it rises from 0 at the first (STAR, VAR)."""
+    top_k: int = 600
+    """Only the k likeliest codes may be drawn."""
+    top_p: float = 0.8
+    """Only the likeliest codes that together reach this probability may be drawn, after `top_k`."""
+    temperature: float = 1.0
+    """Divides the guided logits; 0 always takes the likeliest code (greedy)."""
+
+    def __post_init__(self) -> None:
+        _require(math.isfinite(self.guidance) and self.guidance >= 0, "guidance", self.guidance, "a number of at least 0")
+        _require(self.top_k >= 1, "top-k", self.top_k, "a whole number of at least 1")
+        _require(0 < self.top_p <= 1, "top-p", self.top_p, "a number above 0 and at most 1")
+        _require(
+            math.isfinite(self.temperature) and self.temperature >= 0,
+            "temperature",
+            self.temperature,
+            "a number of at least 0",
+        )
+
+
+def _require(condition: bool, name: str, value: object, wanted: str) -> None:
+    if not condition:
+        raise OptionError(f"--{name} must be {wanted}, not {value}")

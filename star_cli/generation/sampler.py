@@ -1,0 +1,94 @@
+"""The scale loop: hidden states, logits, guided draw, codes, f_hat, next input (STAR; VAR, algorithm 2).
+
+Letters: B images (2B rows under guidance), C code width, h w latent, l tokens of a scale.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from star_cli.generation.cache import make_caches
+from star_cli.generation.filtering import draw_tokens
+from star_cli.generation.guidance import guide, ramped_guidance
+from star_cli.generation.options import SamplingOptions
+from star_cli.models.condition import TextCondition
+from star_cli.models.quantizer import MultiScaleQuantizer
+from star_cli.models.schedule import ScaleSchedule
+from star_cli.models.transformer import Prompted, StarTransformer
+
+OnScale = Callable[[int, int], None]
+"""Called after each scale with the number of scales done and their total."""
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """What the scale loop leaves behind."""
+
+    f_hat: Tensor
+    """Sum of all scales, (B, C, h, w), float32; the decoder makes the picture of it."""
+    token_maps: list[Tensor]
+    """Tokens of each scale, (B, side, side), int64."""
+
+
+@torch.inference_mode()
+def draw(
+    transformer: StarTransformer,
+    quantizer: MultiScaleQuantizer,
+    condition: TextCondition,
+    unconditional: TextCondition,
+    schedule: ScaleSchedule,
+    options: SamplingOptions,
+    generators: Sequence[torch.Generator],
+    on_scale: OnScale | None = None,
+) -> Drawn:
+    """Draw the token maps of B images.
+
+    Args:
+        transformer: predicts the tokens.
+        quantizer: adds each scale to f_hat.
+        condition: text features of the B prompts.
+        unconditional: text features of the empty or negative prompt, B rows.
+        schedule: sides of the token maps.
+        options: guidance and filters.
+        generators: one per image; nothing else is random.
+        on_scale: progress callback.
+    """
+    images = len(condition)
+    guided = options.guidance > 0
+    rows = TextCondition.stack(condition, unconditional) if guided else condition
+    prompted = transformer.prompt(rows, images)
+    caches = make_caches(transformer.config.depth, schedule.length)
+    f_hat = torch.zeros(images, transformer.config.code_dim, schedule.last_side, schedule.last_side, device=prompted.start.device)
+    token_maps = []
+    for scale, side in enumerate(schedule.sides):
+        x = _scale_input(transformer, quantizer, prompted, f_hat, scale, schedule)
+        hidden = transformer.run_blocks(x, prompted, schedule, schedule.slice(scale), stores=caches)
+        logits = transformer.logits(hidden, prompted)  # (B or 2B, l, V), float32: decides tokens
+        if guided:
+            logits = guide(logits, ramped_guidance(options.guidance, scale, schedule))
+        tokens = draw_tokens(logits, options, generators)  # (B, l)
+        f_hat = quantizer.add_scale(f_hat, quantizer.look_up(tokens, side), scale, schedule)
+        token_maps.append(tokens.unflatten(1, (side, side)))
+        if on_scale is not None:
+            on_scale(scale + 1, len(schedule))
+    return Drawn(f_hat, token_maps)
+
+
+def _scale_input(
+    transformer: StarTransformer,
+    quantizer: MultiScaleQuantizer,
+    prompted: Prompted,
+    f_hat: Tensor,
+    scale: int,
+    schedule: ScaleSchedule,
+) -> Tensor:
+    """What the blocks read for one scale: the start map, or f_hat at the side of this scale."""
+    if scale == 0:
+        return transformer.embed_start(prompted, schedule)
+    codes = quantizer.next_input(f_hat, schedule.sides[scale])  # (B, l, C)
+    codes = codes.repeat(len(prompted.start) // len(codes), 1, 1)  # conditional and unconditional rows share f_hat
+    return transformer.embed_codes(codes, schedule, schedule.offsets[scale])

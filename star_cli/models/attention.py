@@ -1,0 +1,125 @@
+"""Self- and cross-attention of the scale-wise transformer.
+
+Letters: B rows, l tokens of a scale (or of the whole schedule), C width, N heads, K head width, T text tokens, D text width.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from star_cli.models.config import TransformerConfig
+from star_cli.models.rope import rotate
+
+LARGEST_LOG_GAIN = math.log(100)  # the released weights were trained with the gain clamped here
+
+
+class KeysValues(NamedTuple):
+    """Keys and values ready for attention, (B, N, l, K) each."""
+
+    keys: Tensor
+    values: Tensor
+
+
+class KeyValueStore(Protocol):
+    """What self-attention needs of a cache: it hands in one scale and gets all scales so far."""
+
+    def append(self, new: KeysValues) -> KeysValues:
+        """Keep this scale; return everything kept, this scale last."""
+        ...
+
+
+class _HeadGain(nn.Module):
+    """Unit-length queries and keys; queries times a learned gain per head. Does nothing when `l2_norm` is off."""
+
+    def __init__(self, config: TransformerConfig):
+        super().__init__()
+        self.log_gain = nn.Parameter(torch.full((config.heads,), math.log(4.0))) if config.l2_norm else None
+
+    def queries(self, queries: Tensor) -> Tensor:
+        if self.log_gain is None:
+            return queries
+        gain = self.log_gain.float().clamp(max=LARGEST_LOG_GAIN).exp()
+        return F.normalize(queries.float(), dim=-1) * gain[:, None, None]
+
+    def keys(self, keys: Tensor) -> Tensor:
+        return keys if self.log_gain is None else F.normalize(keys.float(), dim=-1)
+
+
+class SelfAttention(nn.Module):
+    """Attention among the tokens of this scale and the earlier ones (STAR, figure of the block; VAR, section 3.1)."""
+
+    def __init__(self, config: TransformerConfig):
+        super().__init__()
+        self.config = config
+        self.qkv = nn.Linear(config.width, 3 * config.width, bias=False)
+        # keys carry no bias: the released weights were trained with it fixed at zero
+        self.q_bias = nn.Parameter(torch.zeros(config.width))
+        self.v_bias = nn.Parameter(torch.zeros(config.width))
+        self.gain = _HeadGain(config)
+        self.out = nn.Linear(config.width, config.width)
+
+    def forward(self, x: Tensor, rotation: Tensor | None, mask: Tensor | None, store: KeyValueStore | None) -> Tensor:
+        """Mix tokens.
+
+        Args:
+            x: normed residual stream, (B, l, C).
+            rotation: rotary table of these tokens, (l, P) complex, or None.
+            mask: True where a token may look, (l, l), or None when it may look at all that is there.
+            store: cache of earlier scales, or None in training.
+        Returns:
+            What to add to the residual stream, (B, l, C).
+        """
+        x = x.to(self.qkv.weight.dtype)
+        bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
+        qkv = F.linear(x, self.qkv.weight, bias).unflatten(-1, (3, self.config.heads, -1))  # (B, l, 3, N, K)
+        queries, keys, values = qkv.permute(2, 0, 3, 1, 4)  # (B, N, l, K) each
+        if rotation is not None:  # before the normalisation, as published
+            queries, keys = rotate(queries, rotation), rotate(keys, rotation)
+        queries = self.gain.queries(queries).to(values.dtype)
+        held = KeysValues(self.gain.keys(keys).to(values.dtype), values)
+        if store is not None:
+            held = store.append(held)
+        mixed = F.scaled_dot_product_attention(queries, *held, attn_mask=mask, scale=self.config.softmax_scale)
+        return self.out(mixed.transpose(1, 2).flatten(2))
+
+
+class CrossAttention(nn.Module):
+    """Attention from image tokens to the text states (STAR, figure of the block)."""
+
+    def __init__(self, config: TransformerConfig):
+        super().__init__()
+        self.config = config
+        self.q = nn.Linear(config.width, config.width, bias=False)
+        self.q_bias = nn.Parameter(torch.zeros(config.width))
+        self.kv = nn.Linear(config.text_width, 2 * config.width, bias=False)
+        self.v_bias = nn.Parameter(torch.zeros(config.width))
+        self.gain = _HeadGain(config)
+        self.out = nn.Linear(config.width, config.width)
+
+    def text_keys_values(self, states: Tensor) -> KeysValues:
+        """Keys and values of text states (B, T, D); computed once per prompt."""
+        bias = torch.cat([torch.zeros_like(self.v_bias), self.v_bias])
+        kv = F.linear(states.to(self.kv.weight.dtype), self.kv.weight, bias).unflatten(-1, (2, self.config.heads, -1))
+        keys, values = kv.permute(2, 0, 3, 1, 4)  # (B, N, T, K) each
+        return KeysValues(self.gain.keys(keys).to(values.dtype), values)
+
+    def forward(self, x: Tensor, text: KeysValues, mask: Tensor) -> Tensor:
+        """Look at the text.
+
+        Args:
+            x: normed residual stream, (B, l, C).
+            text: from `text_keys_values`.
+            mask: True for tokens of the prompt, (B, 1, 1, T).
+        Returns:
+            What to add to the residual stream, (B, l, C).
+        """
+        queries = F.linear(x.to(self.q.weight.dtype), self.q.weight, self.q_bias)
+        queries = queries.unflatten(-1, (self.config.heads, -1)).transpose(1, 2)  # (B, N, l, K)
+        queries = self.gain.queries(queries).to(text.values.dtype)
+        mixed = F.scaled_dot_product_attention(queries, *text, attn_mask=mask, scale=self.config.softmax_scale)
+        return self.out(mixed.transpose(1, 2).flatten(2))

@@ -1,0 +1,79 @@
+"""The scale schedule: the sides of the token maps, and everything that follows from them.
+
+Letters: L tokens of the whole schedule, l tokens of one scale.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate
+from typing import TYPE_CHECKING
+
+from star_cli.errors import OptionError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class ScaleSchedule:
+    """Side of each token map, from the 1x1 start map to the full latent (VAR, section 3.1).
+
+    Raises:
+        OptionError: no side, a side below 1, or a last side that is not the largest.
+    """
+
+    sides: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if not self.sides or min(self.sides) < 1:
+            raise OptionError(f"a scale schedule needs sides of at least 1, not {list(self.sides)}")
+        if self.sides[-1] != max(self.sides):
+            raise OptionError(f"the last side of a scale schedule must be its largest: {list(self.sides)}")
+
+    def __len__(self) -> int:
+        return len(self.sides)
+
+    @property
+    def last_side(self) -> int:
+        """Side of the full latent, in tokens."""
+        return self.sides[-1]
+
+    @cached_property
+    def sizes(self) -> tuple[int, ...]:
+        """Tokens of each scale: side squared."""
+        return tuple(side * side for side in self.sides)
+
+    @cached_property
+    def offsets(self) -> tuple[int, ...]:
+        """Where each scale starts among all tokens; one longer than the schedule, ends with L."""
+        return (0, *accumulate(self.sizes))
+
+    @property
+    def length(self) -> int:
+        """L, tokens of all scales together."""
+        return self.offsets[-1]
+
+    def slice(self, scale: int) -> slice:
+        """Where the tokens of one scale stand among all L."""
+        return slice(self.offsets[scale], self.offsets[scale + 1])
+
+    def prefix(self, scales: int) -> ScaleSchedule:
+        """The first `scales` scales alone."""
+        return ScaleSchedule(self.sides[:scales])
+
+    def progress(self, scale: int) -> float:
+        """How far along a scale is: 0 for the first, 1 for the last (0 when there is only one)."""
+        return scale / max(len(self) - 1, 1)
+
+    def levels(self) -> Tensor:
+        """The scale each token belongs to, (L,), int64."""
+        import torch
+
+        return torch.repeat_interleave(torch.arange(len(self)), torch.tensor(self.sizes))
+
+    def block_causal_mask(self) -> Tensor:
+        """(L, L), True where the row's token may look at the column's: its own scale and earlier ones."""
+        levels = self.levels()
+        return levels[:, None] >= levels[None, :]

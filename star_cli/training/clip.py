@@ -1,0 +1,213 @@
+"""Stage 0: a small CLIP on generated scenes; its text tower becomes the frozen text encoder.
+
+A batch is made of families: a scene and variants of it that differ in one respect (a colour swapped, left for right).
+Only a tower that binds each colour to its object and reads relations tells the captions of a family apart.
+
+Letters: B pairs of image and caption, T tokens, E shared width, H W pixels.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from star_cli.data import shapes
+from star_cli.errors import OptionError
+from star_cli.models.config import Config, TextEncoderConfig
+from star_cli.models.text_open_clip import load_tokenizer, save_open_clip_text
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipStageConfig(Config):
+    """The small CLIP and the batches it learns from. Defaults are those of the shipped model."""
+
+    embed_width: int = 96
+    """E, width in which captions and images are compared; not used after this stage."""
+    text_width: int = 96
+    """D, width of the text features; the embedding of 49408 tokens is nearly all of the stored tower."""
+    text_heads: int = 3
+    """Attention heads of the text tower."""
+    text_layers: int = 4
+    """Blocks of the text tower."""
+    max_tokens: int = 48
+    """T, tokens of a caption: three described objects need about 40."""
+    image_size: int = 64
+    """Pixels per side of the images that captions are compared with."""
+    patch: int = 8
+    """Pixels per side of a token of the image tower."""
+    vision_width: int = 128
+    """Width of the image tower; its heads are 32 wide."""
+    vision_layers: int = 4
+    """Blocks of the image tower."""
+    families: int = 32
+    """Scenes of a batch that were drawn independently of each other."""
+    variants: int = 3
+    """Further scenes of each family: hard negatives that differ from the first in one respect."""
+
+    def __post_init__(self) -> None:
+        if self.text_width % self.text_heads or self.vision_width % 32:
+            raise OptionError("text_width must be divisible by text_heads, vision_width by 32")
+        if self.image_size % self.patch:
+            raise OptionError(f"image_size {self.image_size} must be divisible by patch {self.patch}")
+        if self.families < 2 or self.variants < 0:
+            raise OptionError("a batch needs at least two families, and no fewer than zero variants")
+
+    @property
+    def open_clip_config(self) -> dict[str, Any]:
+        """The model in open_clip's own words: the arguments of `open_clip.CLIP`, stored beside the weights."""
+        return {
+            "embed_dim": self.embed_width,
+            "vision_cfg": {
+                "image_size": self.image_size,
+                "patch_size": self.patch,
+                "width": self.vision_width,
+                "layers": self.vision_layers,
+                "head_width": 32,
+                "pool_type": "avg",
+            },
+            "text_cfg": {
+                "context_length": self.max_tokens,
+                "vocab_size": 49408,
+                "width": self.text_width,
+                "heads": self.text_heads,
+                "layers": self.text_layers,
+            },
+        }
+
+    @property
+    def text_encoder_config(self) -> TextEncoderConfig:
+        """What a model folder says about the trained tower."""
+        return TextEncoderConfig(
+            kind="open_clip", source="text_encoder", width=self.text_width, max_tokens=self.max_tokens
+        )
+
+
+@dataclass(frozen=True)
+class ClipBatch:
+    """Pairs of image and caption; families stand together.
+
+    Args:
+        images: (B, 3, H, W), -1..1.
+        tokens: captions, (B, T), int64.
+    """
+
+    images: Tensor
+    tokens: Tensor
+
+    def to(self, device: torch.device | str) -> ClipBatch:
+        """The same pairs on another device."""
+        return ClipBatch(self.images.to(device), self.tokens.to(device))
+
+
+def build_clip(config: ClipStageConfig) -> nn.Module:
+    """A new open_clip model with random weights (from torch's global generator)."""
+    from open_clip import CLIP
+
+    return CLIP(**config.open_clip_config)
+
+
+def clip_batch(config: ClipStageConfig, step: int, seed: int) -> ClipBatch:
+    """The batch of one training step: a function of `seed` and `step` alone, so that a resumed run sees the same."""
+    rng = random.Random(f"clip {seed} {step}")
+    first_seeds = iter(lambda: rng.randrange(shapes.HELD_OUT_SEED), None)
+    return _batch(config, first_seeds, rng)
+
+
+def clip_loss(model: nn.Module, batch: ClipBatch) -> tuple[Tensor, dict[str, float]]:
+    """open_clip's contrastive loss in float32, and what to show of it.
+
+    Returns:
+        The loss, and `accuracy`: share of captions that find their image in the batch.
+    """
+    from open_clip import ClipLoss
+
+    images = model.encode_image(batch.images, normalize=True)  # type: ignore[operator]  # (B, E)
+    captions = model.encode_text(batch.tokens, normalize=True)  # type: ignore[operator]  # (B, E)
+    with torch.autocast(batch.images.device.type, enabled=False):
+        gain = model.logit_scale.clamp(max=math.log(100)).exp()  # type: ignore[operator,union-attr]  # CLIP, section 2.5
+        loss = ClipLoss()(images.float(), captions.float(), gain)
+    with torch.no_grad():
+        found = (captions.float() @ images.float().T).argmax(dim=1)
+        accuracy = (found == torch.arange(len(found), device=found.device)).float().mean()
+    return loss, {"accuracy": accuracy.item(), "gain": gain.item()}
+
+
+@torch.no_grad()
+def retrieval_accuracy(model: nn.Module, config: ClipStageConfig, families: int = 64, seed: int = 0) -> dict[str, float]:
+    """How often a held-out caption finds its image, and an image its caption.
+
+    Args:
+        families: held-out scenes; each comes with the variants of the config.
+        seed: which held-out scenes.
+    Returns:
+        `text_to_image` and `image_to_text` among all scenes, `family` among the variants of one scene (hard negatives).
+    """
+    rng = random.Random(f"clip evaluation {seed}")
+    first = shapes.HELD_OUT_SEED + seed * 1_000_000
+    groups = list(_families(config, iter(range(first, first + 1_000_000)), rng, families))
+    was_training = model.training
+    model.eval()
+    device = next(model.parameters()).device
+    images, captions = [], []
+    for group in groups:
+        batch = _collate(config, group).to(device)
+        images.append(model.encode_image(batch.images, normalize=True))  # type: ignore[operator]
+        captions.append(model.encode_text(batch.tokens, normalize=True))  # type: ignore[operator]
+    model.train(was_training)
+    similarity = torch.cat(captions) @ torch.cat(images).T  # (B, B)
+    own = torch.arange(len(similarity), device=device)
+    family = [(c @ i.T).argmax(dim=1) == torch.arange(len(c), device=device) for c, i in zip(captions, images, strict=True)]
+    return {
+        "text_to_image": (similarity.argmax(dim=1) == own).float().mean().item(),
+        "image_to_text": (similarity.argmax(dim=0) == own).float().mean().item(),
+        "family": torch.cat(family).float().mean().item(),
+    }
+
+
+def save_text_encoder(model: nn.Module, config: ClipStageConfig, folder: Path) -> None:
+    """Write the text tower as the folder that `config.text_encoder_config` is read from."""
+    save_open_clip_text(model, config.open_clip_config, folder)
+
+
+def _batch(config: ClipStageConfig, first_seeds: Iterator[int], rng: random.Random) -> ClipBatch:
+    groups = _families(config, first_seeds, rng, config.families)
+    return _collate(config, [pair for group in groups for pair in group])
+
+
+def _families(
+    config: ClipStageConfig, first_seeds: Iterator[int], rng: random.Random, count: int
+) -> Iterator[list[tuple[shapes.Scene, str]]]:
+    """Families of scenes with captions. No scene and no caption comes twice: each would be its own false negative."""
+    scenes: set[shapes.Scene] = set()
+    captions: set[str] = set()
+    for _ in range(count):
+        family: list[tuple[shapes.Scene, str]] = []
+        while len(family) < 1 + config.variants:
+            if not family:
+                scene, caption = shapes.sample(next(first_seeds))
+            else:
+                scene = shapes.variant(family[0][0], rng)
+                caption = shapes.caption(scene, rng)
+            if scene not in scenes and caption not in captions:
+                scenes.add(scene)
+                captions.add(caption)
+                family.append((scene, caption))
+        yield family
+
+
+def _collate(config: ClipStageConfig, pairs: list[tuple[shapes.Scene, str]]) -> ClipBatch:
+    images = torch.stack([shapes.render_tensor(scene, config.image_size) for scene, _ in pairs])
+    return ClipBatch(images, _tokenizer(config.max_tokens)([caption for _, caption in pairs]))
+
+
+@lru_cache(maxsize=2)
+def _tokenizer(max_tokens: int) -> Any:
+    return load_tokenizer(max_tokens)
