@@ -1,31 +1,267 @@
 """The model folder: `config.json`, two safetensors files, the text encoder, the model card.
 
-Everything the folder says is checked at the door: `read_model_folder` checks the config and that each file is there
-and whole in length; each `load_` checks names, shapes and SHA-256 before the first tensor is used.
+Everything a folder says is checked at the door: `read_model_folder` checks the config, and that each file is there and
+whole in length; each `load_...` checks names, shapes and SHA-256 before the first tensor is used.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import shutil
-import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
-from functools import cached_property
+from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
+from star_cli.checkpoints.record import FileRecord
 from star_cli.errors import ModelFolderError, OptionError
 from star_cli.generation.options import SamplingOptions
 from star_cli.models.config import TextEncoderConfig, TransformerConfig, VQVAEConfig
 from star_cli.models.schedule import ScaleSchedule
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # reading a config must not wait for torch: `star models` reads several
     import torch
 
-    from star_cli.checkpoints.tensors import FileRecord
     from star_cli.models.text import TextEncoder
     from star_cli.models.transformer import StarTransformer
     from star_cli.models.vqvae import MultiScaleVQVAE
+
+FORMAT, FORMAT_VERSION = "star-cli", 1
+CONFIG_FILE, CARD_FILE = "config.json", "README.md"
+TRANSFORMER_FILE, VQVAE_FILE, TEXT_FOLDER = "transformer.safetensors", "vqvae.safetensors", "text_encoder"
+USUAL_RESOLUTION = 256
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelFolder:
+    """A model folder whose config has been read and checked; no weight has been read yet.
+
+    Raises:
+        ModelFolderError: the parts do not fit together.
+    """
+
+    path: Path
+    name: str
+    transformer: TransformerConfig
+    vqvae: VQVAEConfig
+    text_encoder: TextEncoderConfig
+    schedules: Mapping[int, ScaleSchedule]
+    """Scale schedule of each resolution in pixels."""
+    default_resolution: int
+    sampling: SamplingOptions
+    licence: str
+    provenance: Mapping[str, Any]
+    """How the model came to be: data, steps, time, versions. Free in form."""
+    files: Mapping[str, FileRecord]
+    """Hash and size of every file that is loaded, by its path inside the folder."""
+    hash: str = ""
+    """Identity of the model, SHA-256 in hex; set when a stored folder is read."""
+
+    def __post_init__(self) -> None:
+        codes = (self.transformer.codebook_size, self.transformer.code_dim)
+        _require(
+            codes == (self.vqvae.codebook_size, self.vqvae.code_dim),
+            f"the transformer predicts {codes[0]} codes of width {codes[1]}, "
+            f"the vqvae has {self.vqvae.codebook_size} of width {self.vqvae.code_dim}",
+        )
+        _require(
+            self.transformer.conditioning != "text" or self.transformer.text_width == self.text_encoder.width,
+            f"the transformer reads text features {self.transformer.text_width} wide, "
+            f"the text encoder gives {self.text_encoder.width}",
+        )
+        _require(len(self.schedules) > 0, "resolutions is empty")
+        for resolution, schedule in self.schedules.items():
+            pixels = schedule.last_side * self.vqvae.factor
+            _require(pixels == resolution, f"the schedule of resolution {resolution} ends at {pixels} pixels")
+            last_level = schedule.first_level + len(schedule) - 1
+            _require(
+                schedule.first_level >= 0 and last_level < self.transformer.levels,
+                f"resolution {resolution} uses level {last_level}, the transformer has {self.transformer.levels}",
+            )
+        _require(
+            self.default_resolution in self.schedules, f"no resolution {self.default_resolution} to be the default"
+        )
+
+    @property
+    def size_bytes(self) -> int:
+        """Of all files that are loaded."""
+        return sum(record.size_bytes for record in self.files.values())
+
+    def load_transformer(self, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> StarTransformer:
+        """Check the file, then load it; `dtype` is float32 when None, the head always is.
+
+        Raises:
+            ModelFolderError: see `load_model`.
+        """
+        from star_cli.checkpoints.tensors import load_model
+        from star_cli.models.transformer import StarTransformer
+
+        with _said_of(TRANSFORMER_FILE):
+            record = self.files[TRANSFORMER_FILE]
+            return load_model(
+                lambda: StarTransformer(self.transformer), self.path / TRANSFORMER_FILE, record, device, dtype
+            )
+
+    def load_vqvae(self, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> MultiScaleVQVAE:
+        """Check the file, then load it; `dtype` is float32 when None, the quantiser always is.
+
+        Raises:
+            ModelFolderError: see `load_model`.
+        """
+        from star_cli.checkpoints.tensors import load_model
+        from star_cli.models.vqvae import MultiScaleVQVAE
+
+        with _said_of(VQVAE_FILE):
+            record = self.files[VQVAE_FILE]
+            return load_model(lambda: MultiScaleVQVAE(self.vqvae), self.path / VQVAE_FILE, record, device, dtype)
+
+    def load_text_encoder(self, device: torch.device | str = "cpu") -> TextEncoder:
+        """Check its files, then load it in float32.
+
+        Raises:
+            ModelFolderError: a file is missing or damaged, or one is there that the config does not list.
+            TextEncoderError: the files are no text encoder such as the config describes.
+        """
+        from star_cli.models.text import load_text_encoder
+
+        for name, record in self.files.items():
+            if name.startswith(f"{TEXT_FOLDER}/"):
+                record.check(self.path / name)
+        for name in text_files(self.path):
+            _require(name in self.files, f"{name} is in the folder, but not among the files of the config")
+        return load_text_encoder(self.text_encoder, self.path, device)
+
+
+def read_model_folder(path: Path | str) -> ModelFolder:
+    """Read and check `config.json`, and that every file it lists is there and has its length.
+
+    Raises:
+        ModelFolderError: naming the file, what was found and what was expected.
+    """
+    path = Path(path)
+    values = _upgrade(_read_config(path / CONFIG_FILE))
+    with _said_of(CONFIG_FILE):
+        folder = _from_config(path, values)
+    for name, record in folder.files.items():
+        record.check_size(path / name)
+    return folder
+
+
+def folder_to_config(folder: ModelFolder) -> dict[str, Any]:
+    """What `config.json` holds; `read_model_folder` is its inverse."""
+    return {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "name": folder.name,
+        "transformer": folder.transformer.to_dict(),
+        "vqvae": folder.vqvae.to_dict(),
+        "text_encoder": folder.text_encoder.to_dict(),
+        "resolutions": {str(pixels): asdict(schedule) for pixels, schedule in sorted(folder.schedules.items())},
+        "default_resolution": folder.default_resolution,
+        "sampling": folder.sampling.to_dict(),
+        "licence": folder.licence,
+        "provenance": dict(folder.provenance),
+        "files": {name: asdict(record) for name, record in folder.files.items()},
+    }
+
+
+def usual_resolution(resolutions: Mapping[int, ScaleSchedule]) -> int:
+    """The resolution drawn when none is asked for: 256 pixels where the model knows it, else its smallest."""
+    return USUAL_RESOLUTION if USUAL_RESOLUTION in resolutions else min(resolutions)
+
+
+def _read_config(file: Path) -> dict[str, Any]:
+    if not file.is_file():
+        raise ModelFolderError(f"{CONFIG_FILE}: missing in {file.parent}", "give the path of a star-cli model folder")
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ModelFolderError(f"{CONFIG_FILE}: not valid JSON: {error}") from error
+    if not isinstance(values, dict) or values.get("format") != FORMAT:
+        raise ModelFolderError(f'{CONFIG_FILE}: not of format "{FORMAT}"', "give the path of a star-cli model folder")
+    return values
+
+
+def _upgrade(values: dict[str, Any]) -> dict[str, Any]:
+    """Bring older formats to today's; there is only one so far."""
+    if (version := values.get("format_version")) != FORMAT_VERSION:
+        raise ModelFolderError(
+            f"{CONFIG_FILE}: format_version is {version}, this star-cli reads {FORMAT_VERSION}",
+            "upgrade star-cli to the version that wrote the model",
+        )
+    return values
+
+
+_FIELDS = (
+    *("name", "transformer", "vqvae", "text_encoder", "resolutions", "default_resolution"),
+    *("sampling", "licence", "provenance", "files"),
+)
+
+
+def _from_config(path: Path, values: Mapping[str, Any]) -> ModelFolder:
+    given = set(values) - {"format", "format_version"}
+    if unknown := sorted(given - set(_FIELDS)):
+        raise OptionError(f"no field is called {', '.join(unknown)}", f"known fields: {', '.join(_FIELDS)}")
+    if missing := [name for name in _FIELDS if name not in given]:
+        raise OptionError(f"missing {', '.join(missing)}")
+    return ModelFolder(
+        path=path,
+        name=str(values["name"]),
+        transformer=TransformerConfig.from_dict(values["transformer"]),
+        vqvae=VQVAEConfig.from_dict(values["vqvae"]),
+        text_encoder=TextEncoderConfig.from_dict(values["text_encoder"]),
+        schedules={int(pixels): _read_schedule(schedule) for pixels, schedule in values["resolutions"].items()},
+        default_resolution=values["default_resolution"],
+        sampling=SamplingOptions.from_dict(values["sampling"]),
+        licence=str(values["licence"]),
+        provenance=dict(values["provenance"]),
+        files=_read_records(values["files"]),
+        hash=_identity(values),
+    )
+
+
+def _identity(values: Mapping[str, Any]) -> str:
+    """SHA-256 over the files' hashes and all that the config says about drawing, sampling defaults left out.
+
+    As it is stored: a field that a later version adds does not make another model of this one.
+    """
+    told = {name: values[name] for name in ("transformer", "vqvae", "text_encoder", "resolutions", "files")}
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+
+
+def _read_schedule(values: Mapping[str, Any]) -> ScaleSchedule:
+    return ScaleSchedule(tuple(values["sides"]), values["first_level"])
+
+
+def _read_records(values: Mapping[str, Mapping[str, Any]]) -> dict[str, FileRecord]:
+    for name in values:
+        pure = PurePosixPath(name)
+        _require(not pure.is_absolute() and ".." not in pure.parts, f"file {name} is not inside the model folder")
+    for name in (TRANSFORMER_FILE, VQVAE_FILE):
+        _require(name in values, f"files does not list {name}")
+    return {name: FileRecord(**record) for name, record in values.items()}
+
+
+def text_files(path: Path) -> list[str]:
+    """Files of the text encoder, by their path inside the model folder; hidden ones (.DS_Store) are nobody's."""
+    found = (file for file in (path / TEXT_FOLDER).rglob("*") if file.is_file() and not file.name.startswith("."))
+    return sorted(file.relative_to(path).as_posix() for file in found)
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ModelFolderError(f"{CONFIG_FILE}: {message}")
+
+
+@contextmanager
+def _said_of(file: str) -> Iterator[None]:
+    """Whatever a config's values lead to is an error of the model folder, and names the file."""
+    try:
+        yield
+    except ModelFolderError:
+        raise
+    except OptionError as error:
+        raise ModelFolderError(f"{file}: {error}", error.hint) from error
+    except (TypeError, ValueError, AttributeError, KeyError) as error:
+        raise ModelFolderError(f"{file}: a value cannot be used: {error}") from error

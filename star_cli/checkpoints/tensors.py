@@ -2,74 +2,32 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor, nn
 
+from star_cli.checkpoints.record import FileRecord
 from star_cli.errors import ModelFolderError
+from star_cli.models.transformer import StarTransformer
+from star_cli.models.vqvae import MultiScaleVQVAE
 
-Model = TypeVar("Model", bound=nn.Module)
+Model = TypeVar("Model", StarTransformer, MultiScaleVQVAE)
 
 FLOATS = ("F32", "F16", "BF16")
 NAMES_SHOWN = 4
-
-
-@dataclass(frozen=True)
-class FileRecord:
-    """What `config.json` knows about a file."""
-
-    sha256: str
-    size_bytes: int
-
-    @classmethod
-    def of(cls, path: Path) -> FileRecord:
-        """Read a file once, piece by piece."""
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256")
-        return cls(digest.hexdigest(), path.stat().st_size)
-
-    def check_size(self, path: Path) -> None:
-        """Cheap: is the file there, and as long as it should be?
-
-        Raises:
-            ModelFolderError: it is not.
-        """
-        if not path.is_file():
-            raise ModelFolderError(f"{path.name}: missing in {path.parent}", "copy or download the model folder again")
-        if (found := path.stat().st_size) != self.size_bytes:
-            raise ModelFolderError(
-                f"{path.name}: {found:,} bytes, expected {self.size_bytes:,}", "copy or download the model folder again"
-            )
-
-    def check(self, path: Path) -> None:
-        """Thorough: is every byte what it was when the folder was written?
-
-        Raises:
-            ModelFolderError: it is not.
-        """
-        self.check_size(path)
-        if (found := FileRecord.of(path).sha256) != self.sha256:
-            raise ModelFolderError(
-                f"{path.name}: hash is {found[:12]}..., expected {self.sha256[:12]}...",
-                "the file is damaged or was changed: copy or download the model folder again",
-            )
+_OTHER_MODEL = "config.json and the weights are not of the same model"
 
 
 def load_model(
     build: Callable[[], Model],
     path: Path,
     record: FileRecord,
-    *,
-    device: torch.device | str,
-    dtype: torch.dtype,
-    float32_parts: tuple[str, ...],
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = None,
 ) -> Model:
     """Build a model without memory, then hand it the file's tensors, one by one.
 
@@ -78,26 +36,21 @@ def load_model(
         path: the safetensors file.
         record: its recorded hash and size.
         device: where the tensors go.
-        dtype: of the model's floating-point tensors.
-        float32_parts: beginnings of the names that stay float32 whatever `dtype` says: they decide tokens.
+        dtype: as in the models' `set_compute_dtype`, which keeps float32 what decides tokens; float32 when None.
     Raises:
         ModelFolderError: a damaged file, a missing or foreign tensor, a wrong shape.
     """
     with torch.device("meta"):
         model = build()
+    model.set_compute_dtype(dtype or torch.float32)
+    outline = model.state_dict()
     record.check_size(path)
-    check_header(path, {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()})
+    check_header(path, {name: tuple(tensor.shape) for name, tensor in outline.items()})
     record.check(path)
-
-    def load(name: str, tensor: Tensor) -> Tensor:
-        if not tensor.is_floating_point():
-            return tensor.to(device)
-        return tensor.to(device, torch.float32 if name.startswith(float32_parts) else dtype)
-
     with safe_open(path, framework="pt") as file:
-        tensors = {name: load(name, file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118 - no mapping
+        tensors = {name: file.get_tensor(name).to(device, like.dtype) for name, like in outline.items()}
     model.load_state_dict(tensors, strict=True, assign=True)
-    left = [name for name, tensor in (*model.named_parameters(), *model.named_buffers()) if tensor.is_meta]
+    left = [name for name, buffer in model.named_buffers() if buffer.is_meta]
     assert not left, f"buffers that no file holds must be computed when used, not at construction: {left}"
     return model.eval().requires_grad_(False)
 
@@ -106,7 +59,7 @@ def check_header(path: Path, expected: Mapping[str, tuple[int, ...]]) -> None:
     """Compare the names and shapes that a safetensors file declares with what a model has, reading no tensor.
 
     Raises:
-        ModelFolderError: not a safetensors file, a missing or foreign tensor, a wrong shape, tensors that are no floats.
+        ModelFolderError: not a safetensors file, a missing or foreign tensor, a wrong shape, a tensor that is no float.
     """
     try:
         with safe_open(path, framework="pt") as file:
@@ -126,22 +79,20 @@ def check_header(path: Path, expected: Mapping[str, tuple[int, ...]]) -> None:
         raise ModelFolderError(f"{path.name}: {_listed(strange)}, expected {', '.join(FLOATS)}", _OTHER_MODEL)
 
 
-def save_model(model: nn.Module, path: Path, *, dtype: torch.dtype, float32_parts: tuple[str, ...]) -> None:
-    """Write a model's tensors as `dtype`, except the parts that stay float32.
+def save_model(model: StarTransformer | MultiScaleVQVAE, path: Path, dtype: torch.dtype) -> None:
+    """Write a model's tensors as `dtype`, except those that decide tokens, which stay float32.
 
     Raises:
-        ModelFolderError: a value is not finite, or does not fit `dtype`.
+        ModelFolderError: a value is not finite, or not in `dtype`.
     """
-    tensors = {}
-    for name, tensor in model.state_dict().items():
-        kept = torch.float32 if name.startswith(float32_parts) else dtype
-        tensors[name] = tensor.detach().to("cpu", kept).contiguous()
-        if not tensors[name].isfinite().all():
-            raise ModelFolderError(f"{name}: holds values that are not finite as {str(kept).removeprefix('torch.')}")
+    with torch.device("meta"):
+        outline = type(model)(model.config)  # type: ignore[arg-type]  # each class with its own config
+    outline.set_compute_dtype(dtype)
+    kept = {name: tensor.dtype for name, tensor in outline.state_dict().items()}
+    tensors = {name: tensor.detach().to("cpu", kept[name]).contiguous() for name, tensor in model.state_dict().items()}
+    if bad := [name for name, tensor in tensors.items() if not tensor.isfinite().all()]:
+        raise ModelFolderError(f"{path.name}: {_listed(bad)} would hold values that are not finite in {dtype}")
     save_file(tensors, path, metadata={"format": "pt"})
-
-
-_OTHER_MODEL = "config.json and the weights are not of the same model"
 
 
 def _listed(names: list[str]) -> str:

@@ -48,10 +48,12 @@ def draw_tokens(logits: Tensor, options: SamplingOptions, generators: Sequence[t
     if options.temperature == 0:
         return logits.argmax(-1)
     probabilities = filter_logits(logits / options.temperature, options.top_k, options.top_p).softmax(-1)
-    return torch.stack([_categorical(rows, generator) for rows, generator in zip(probabilities, generators, strict=True)])
+    return torch.stack(
+        [_categorical(rows, generator) for rows, generator in zip(probabilities, generators, strict=True)]
+    )
 
 
 def _categorical(probabilities: Tensor, generator: torch.Generator) -> Tensor:
-    """One draw from each row of (l, V): the race of exponential clocks, so the noise does not depend on the probabilities."""
+    """One draw from each row of (l, V) by a race of exponential clocks: the noise ignores the probabilities."""
     clocks = torch.empty(probabilities.shape, device=generator.device).exponential_(generator=generator)
     return (probabilities / clocks.to(probabilities.device)).argmax(-1)

@@ -27,7 +27,9 @@ class SamplingOptions(Config):
     """Divides the guided logits; 0 always takes the likeliest code (greedy)."""
 
     def __post_init__(self) -> None:
-        _require(math.isfinite(self.guidance) and self.guidance >= 0, "guidance", self.guidance, "a number of at least 0")
+        _require(
+            math.isfinite(self.guidance) and self.guidance >= 0, "guidance", self.guidance, "a number of at least 0"
+        )
         _require(self.top_k >= 1, "top-k", self.top_k, "a whole number of at least 1")
         _require(0 < self.top_p <= 1, "top-p", self.top_p, "a number above 0 and at most 1")
         _require(

@@ -62,7 +62,9 @@ def draw(
     rows = TextCondition.stack(condition, unconditional) if guided else condition
     prompted = transformer.prompt(rows, images)
     caches = make_caches(transformer.config.depth, schedule.length)
-    f_hat = torch.zeros(images, transformer.config.code_dim, schedule.last_side, schedule.last_side, device=prompted.start.device)
+    f_hat = torch.zeros(
+        images, transformer.config.code_dim, schedule.last_side, schedule.last_side, device=prompted.start.device
+    )
     token_maps = []
     for scale, side in enumerate(schedule.sides):
         x = _scale_input(transformer, quantizer, prompted, f_hat, scale, schedule)

@@ -1,6 +1,7 @@
 """Self- and cross-attention of the scale-wise transformer.
 
-Letters: B rows, l tokens of a scale (or of the whole schedule), C width, N heads, K head width, T text tokens, D text width.
+Letters: B rows, l tokens of a scale (or of the whole schedule), C width, N heads, K head width, T text tokens,
+D text width.
 """
 
 from __future__ import annotations

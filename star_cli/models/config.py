@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args, get_origin, get_type_hints
 
 from star_cli.errors import OptionError
 
@@ -34,6 +34,13 @@ class Config:
         """Plain data for JSON or TOML."""
         return asdict(self)  # type: ignore[call-overload]
 
+    def _check_choices(self) -> None:
+        """Refuse a value that is none of its field's choices."""
+        for name, hint in get_type_hints(type(self)).items():
+            value, choices = getattr(self, name), get_args(hint)
+            if get_origin(hint) is Literal and value not in choices:
+                raise OptionError(f"{name} must be one of {', '.join(choices)}, not {value}")
+
 
 def _check(condition: bool, message: str) -> None:
     if not condition:
@@ -55,7 +62,7 @@ class VQVAEConfig(Config):
     blocks: int = 2
     """Residual blocks of a level in the encoder; the decoder has one more."""
     patch: int = 1
-    """Pixels folded into channels before the first convolution, per side. 1 in the published tokenizer; 4 makes a small one fast."""
+    """Pixels folded into channels before the first convolution, per side. 1 as published; 4 makes a small one fast."""
     groups: int = 32
     """Groups of every GroupNorm."""
     phi_count: int = 4
@@ -66,10 +73,15 @@ class VQVAEConfig(Config):
     """Share of the convolution in phi(h) = (1 - ratio) h + ratio conv(h)."""
 
     def __post_init__(self) -> None:
-        _check(self.codebook_size > 0 and self.code_dim > 0, "a codebook needs at least one code of at least one channel")
+        _check(
+            self.codebook_size > 0 and self.code_dim > 0, "a codebook needs at least one code of at least one channel"
+        )
         _check(len(self.multipliers) > 0 and min(self.multipliers) > 0, "multipliers must be positive")
         widths = [self.channels * multiplier for multiplier in self.multipliers]
-        _check(all(width % self.groups == 0 for width in widths), f"widths {widths} must be divisible by {self.groups} groups")
+        _check(
+            all(width % self.groups == 0 for width in widths),
+            f"widths {widths} must be divisible by {self.groups} groups",
+        )
         _check(self.phi_count > 0 or self.phi_scales > 0, "phi_count 0 needs phi_scales, the number of scales")
 
     @property
@@ -98,7 +110,7 @@ class TransformerConfig(Config):
     code_dim: int = 32
     """Width of a code, as in the VQVAE."""
     levels: int
-    """Rows of the level embedding: scales of the longest schedule."""
+    """Rows of the level embedding: scales of the longest schedule, or of all schedules that keep rows of their own."""
 
     conditioning: Literal["text", "class"] = "text"
     """What the start map is made from: the pooled text (STAR) or a class label (VAR)."""
@@ -109,9 +121,9 @@ class TransformerConfig(Config):
     cross_attention: bool = True
     """Each block looks at the text states (STAR)."""
     cross_attention_rows: Literal["per_image", "conditional", "first_image"] = "per_image"
-    """Whose cross-attention reaches a row. "per_image": its own. "first_image": that of the batch's first row, for every row,
-    as in the released STAR code. "conditional": under guidance the unconditional row of an image takes over what its
-    conditional row got, which equals "first_image" for one image alone and keeps the images of a batch apart."""
+    """Whose cross-attention reaches a row. "per_image": its own. "first_image": that of the batch's first row, for
+    every row, as in the released STAR code. "conditional": under guidance the unconditional row of an image takes over
+    what its conditional row got, which equals "first_image" for one image alone and keeps images of a batch apart."""
 
     position: Literal["rope", "learned"] = "rope"
     """Normalised 2-D RoPE (STAR), or one learned vector per token of the schedule (VAR)."""
@@ -125,20 +137,27 @@ class TransformerConfig(Config):
     """Add the level embedding to each token of the input."""
 
     l2_norm: bool = True
-    """Normalise queries and keys to unit length and learn a gain per head; off: softmax scale 0.25 / sqrt(head width)."""
+    """Normalise queries and keys to unit length, learn a gain per head; off: softmax scale 0.25 / sqrt(head width)."""
     modulation: Literal["none", "level", "class", "class_shared"] = "none"
-    """Adaptive LayerNorm: none (STAR), from the level embedding (a STAR ablation), from the class, per block or by one shared projection (VAR)."""
+    """Adaptive LayerNorm: none (STAR), from the level embedding (a STAR ablation), from the class, per block or by one
+    shared projection (VAR)."""
     logit_norm: bool = True
     """LayerNorm without gain before the head (STAR)."""
 
     def __post_init__(self) -> None:
-        _check(min(self.depth, self.width, self.heads, self.levels) > 0, "depth, width, heads and levels must be positive")
+        self._check_choices()
+        _check(
+            min(self.depth, self.width, self.heads, self.levels) > 0, "depth, width, heads and levels must be positive"
+        )
         _check(self.width % self.heads == 0, f"width {self.width} must be divisible by {self.heads} heads")
         _check(
             self.position != "rope" or self.head_width % 4 == 0,
             f"2-D RoPE needs a head width divisible by 4, not {self.head_width}",
         )
         _check(self.position != "learned" or self.learned_positions > 0, "learned positions need their number")
+        text = self.conditioning == "text"
+        _check(text or not self.cross_attention, "cross-attention needs text: a class has no states to look at")
+        _check(not text or not self.modulation.startswith("class"), "modulation by class needs conditioning by class")
 
     @property
     def head_width(self) -> int:
@@ -158,7 +177,7 @@ class TextEncoderConfig(Config):
     kind: Literal["clip", "open_clip", "t5"]
     """CLIP through transformers, CLIP through open_clip, or T5 through transformers."""
     source: str = "text_encoder"
-    """A folder (relative to the model folder, or absolute), a hub name, or for open_clip also "ARCHITECTURE:PRETRAINED"."""
+    """A folder (relative to the model folder, or absolute), a hub name, or for open_clip "ARCHITECTURE:PRETRAINED"."""
     width: int
     """D, width of pooled feature and states."""
     max_tokens: int = 77
@@ -171,4 +190,5 @@ class TextEncoderConfig(Config):
     """Clean the caption twice before T5, as the data of STAR's T5 models was."""
 
     def __post_init__(self) -> None:
+        self._check_choices()
         _check(self.width > 0 and self.max_tokens > 1, "a text encoder needs a width and room for at least two tokens")

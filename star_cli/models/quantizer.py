@@ -1,4 +1,4 @@
-"""Multi-scale residual quantiser: a latent becomes token maps from coarse to fine, and comes back (VAR, algorithms 1 and 2).
+"""Multi-scale residual quantiser: a latent becomes token maps, coarse to fine, and comes back (VAR, algorithms 1, 2).
 
 Letters: B images, C code width, V codes, h w latent, side of a token map, l = side * side, L tokens of the schedule.
 """
@@ -19,10 +19,11 @@ from star_cli.models.schedule import ScaleSchedule
 def choose_phi(scale: int, scales: int, count: int) -> int:
     """Which of `count` residual convolutions a scale uses (VAR, section 3.2: shared by neighbouring scales).
 
-    The scale's place between 0 and 1 takes the nearest of `count` ticks, the first when two are equally near. Float64 on
-    purpose: with 4 ticks, scales 2 and 7 of 10 lie between two ticks and the last bit decides as it did in the released weights.
+    The scale's place between 0 and 1 takes the nearest of `count` ticks, the first when two are equally near. Float64
+    on purpose: with 4 ticks, scales 2 and 7 of 10 lie between two ticks, and the last bit decides as it did for the
+    released weights.
     """
-    margin = 1 / 3 / count if count == 4 else 1 / 2 / count  # noqa: PLR2004  # the published spacing differs at 4
+    margin = 1 / 3 / count if count == 4 else 1 / 2 / count  # the published spacing differs at 4
     step = (1 - margin - margin) / (count - 1) if count > 1 else 0.0
     ticks = [index * step + margin for index in range(count)]
     ticks[-1] = 1 - margin
@@ -80,7 +81,8 @@ class MultiScaleQuantizer(nn.Module):
         """
         if codes.shape[-1] != schedule.sides[scale] or f_hat.shape[-1] != schedule.last_side:
             raise ShapeError(
-                f"scale {scale} of {list(schedule.sides)} cannot be {codes.shape[-1]} wide in a latent {f_hat.shape[-1]} wide"
+                f"scale {scale} of {list(schedule.sides)} cannot be {codes.shape[-1]} wide "
+                f"in a latent {f_hat.shape[-1]} wide"
             )
         if scale != len(schedule) - 1:
             codes = F.interpolate(codes, size=f_hat.shape[-2:], mode="bicubic")
@@ -88,7 +90,9 @@ class MultiScaleQuantizer(nn.Module):
 
     def _phi_index(self, scale: int, schedule: ScaleSchedule) -> int:
         if self.config.phi_count == 0 and len(schedule) != len(self.phi):
-            raise OptionError(f"this tokenizer has one phi for each of {len(self.phi)} scales, the schedule has {len(schedule)}")
+            raise OptionError(
+                f"this tokenizer has one phi for each of {len(self.phi)} scales, the schedule has {len(schedule)}"
+            )
         return choose_phi(scale, len(schedule), len(self.phi))
 
     def next_input(self, f_hat: Tensor, side: int) -> Tensor:

@@ -25,6 +25,8 @@ class ScaleSchedule:
     """
 
     sides: tuple[int, ...]
+    first_level: int = 0
+    """Row of the level embedding for the first scale: a model that draws several resolutions keeps rows for each."""
 
     def __post_init__(self) -> None:
         if not self.sides or min(self.sides) < 1:
@@ -61,17 +63,17 @@ class ScaleSchedule:
 
     def prefix(self, scales: int) -> ScaleSchedule:
         """The first `scales` scales alone."""
-        return ScaleSchedule(self.sides[:scales])
+        return ScaleSchedule(self.sides[:scales], self.first_level)
 
     def progress(self, scale: int) -> float:
         """How far along a scale is: 0 for the first, 1 for the last (0 when there is only one)."""
         return scale / max(len(self) - 1, 1)
 
     def levels(self) -> Tensor:
-        """The scale each token belongs to, (L,), int64."""
+        """Row of the level embedding of each token, (L,), int64."""
         import torch
 
-        return torch.repeat_interleave(torch.arange(len(self)), torch.tensor(self.sizes))
+        return torch.repeat_interleave(torch.arange(len(self)) + self.first_level, torch.tensor(self.sizes))
 
     def block_causal_mask(self) -> Tensor:
         """(L, L), True where the row's token may look at the column's: its own scale and earlier ones."""

@@ -73,7 +73,7 @@ class TextEncoder(ABC):
         return TextCondition(pooled.float()[order], states.float()[order], mask.bool()[order])
 
     def words_cut(self, prompt: str) -> str:
-        """The end of the prompt that the tower does not read, from its first word that does not fit; "" when all fit."""
+        """The end of the prompt that the tower does not read, from the first word that does not fit; "" when all do."""
         prompt = _whole_characters(prompt)
         words = [match.span() for match in _WORD.finditer(prompt)]
         readable = next((index for index, (start, end) in enumerate(words) if end - start > LONGEST_WORD), len(words))
@@ -111,7 +111,8 @@ def load_text_encoder(
         folder: the model folder that a relative `source` starts from.
         device: where the tower goes.
     Raises:
-        TextEncoderError: the source is missing, damaged, cannot be downloaded, or is another tower than the config says.
+        TextEncoderError: the source is missing, damaged, cannot be downloaded, or is another tower than the config
+            says.
     """
     if config.kind == "open_clip":
         from star_cli.models.text_open_clip import load_open_clip_text
@@ -138,7 +139,7 @@ def find_source(config: TextEncoderConfig, folder: Path | None) -> Path | None:
     local = path if path.is_absolute() or folder is None else Path(folder) / path
     if local.is_dir():
         return local
-    # "text_encoder" and "./x" can be folders only; hub names are "owner/name", "ARCHITECTURE:PRETRAINED" or old single words
+    # "text_encoder" and "./x" are folders only; hub names are "owner/name", "ARCHITECTURE:PRETRAINED" or one word
     if path.is_absolute() or config.source.startswith((".", "~")) or config.source == "text_encoder":
         raise TextEncoderError(
             f"text encoder folder {local} is missing",
@@ -161,7 +162,10 @@ def check_tower(config: TextEncoderConfig, *, width: int, positions: int | None,
     if positions is not None and config.max_tokens > positions:
         raise TextEncoderError(f"text encoder {config.source} reads {positions} tokens, not {config.max_tokens}")
     if not 0 <= config.drop_last_blocks < blocks:
-        raise TextEncoderError(f"text encoder {config.source} has {blocks} blocks: cannot drop {config.drop_last_blocks}")
+        raise TextEncoderError(
+            f"text encoder {config.source} has {blocks} blocks, of which drop_last_blocks leaves out "
+            f"{config.drop_last_blocks}"
+        )
 
 
 def _whole_characters(prompt: str) -> str:

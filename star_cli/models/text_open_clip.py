@@ -4,7 +4,8 @@ A folder holds two files, named and laid out as open_clip names and lays out a w
 `open_clip.get_tokenizer("local-dir:FOLDER")` and `open_clip.load_checkpoint(clip, FILE, strict=False)` read it:
 
     open_clip_config.json         {"model_cfg": {"embed_dim": ..., "vision_cfg": {...}, "text_cfg": {...}}}
-    open_clip_model.safetensors   token_embedding.weight, positional_embedding, transformer.*, ln_final.*, text_projection
+    open_clip_model.safetensors   token_embedding.weight, positional_embedding, transformer.*, ln_final.*,
+                                  text_projection
 
 A folder that this project writes leaves the image tower's tensors out; one that has them is read too.
 
@@ -129,7 +130,8 @@ def _build_tower(model_cfg: Mapping[str, Any], name: str) -> nn.Module:
             f"known fields: {', '.join(_TEXT_FIELDS)}",
         )
     activation = QuickGELU if model_cfg.get("quick_gelu") else nn.GELU
-    return TextTransformer(**text_cfg, output_dim=model_cfg["embed_dim"], act_layer=activation)
+    tower: nn.Module = TextTransformer(**text_cfg, output_dim=model_cfg["embed_dim"], act_layer=activation)
+    return tower
 
 
 def _read_folder(folder: Path) -> tuple[dict[str, Any], Path]:
@@ -158,6 +160,7 @@ def _fetch(source: str) -> tuple[dict[str, Any], Path]:
             f"open_clip has no model {source!r}",
             'name a folder, or "ARCHITECTURE:PRETRAINED" such as "ViT-H-14:laion2b_s32b_b79k"',
         )
+    model_cfg["quick_gelu"] = tag.get("quick_gelu", model_cfg.get("quick_gelu", False))  # OpenAI's own towers
     try:
         return model_cfg, Path(open_clip.download_pretrained(tag))
     except Exception as error:  # the hub, the network and the disk each have their own family of errors

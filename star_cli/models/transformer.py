@@ -1,6 +1,6 @@
 """The scale-wise transformer: tokens of one scale in, logits of the same scale out (STAR; VAR, section 3.1).
 
-Letters: B rows (images, doubled under guidance), L tokens of the whole schedule, l tokens handed in, C width, V codebook size,
+Letters: B rows (images, doubled under guidance), L tokens of the whole schedule, l tokens handed in, C width, V codes,
 Z code width, D text width, T text tokens.
 """
 
@@ -144,13 +144,16 @@ class StarTransformer(nn.Module):
             images: how many of the rows are conditional; all when None.
         """
         if condition.pooled.shape[-1] != self.config.text_width:
-            raise ShapeError(f"text features are {condition.pooled.shape[-1]} wide, this model reads {self.config.text_width}")
+            raise ShapeError(
+                f"text features are {condition.pooled.shape[-1]} wide, this model reads {self.config.text_width}"
+            )
         start = self.text_to_start(condition.pooled.to(self.text_to_start.weight.dtype)).float()[:, None]
         if not self.config.cross_attention:
             return Prompted(start)
         rows = len(condition)
         heard = {"per_image": rows, "first_image": 1, "conditional": images or rows}[self.config.cross_attention_rows]
-        text = tuple(block.cross_attention.text_keys_values(condition.states[:heard]) for block in self._blocks())
+        looks = [block.cross_attention for block in self._blocks() if block.cross_attention is not None]
+        text = tuple(look.text_keys_values(condition.states[:heard]) for look in looks)
         return Prompted(start, text, condition.mask.bool()[:, None, None, :], heard)
 
     def class_prompt(self, labels: Tensor) -> Prompted:
@@ -190,8 +193,10 @@ class StarTransformer(nn.Module):
         return added
 
     def _check_schedule(self, schedule: ScaleSchedule) -> None:
-        if len(schedule) > self.config.levels:
-            raise OptionError(f"this model knows {self.config.levels} scales, the schedule has {len(schedule)}")
+        if schedule.first_level + len(schedule) > self.config.levels:
+            raise OptionError(
+                f"this model has {self.config.levels} levels, the schedule uses {schedule.first_level + len(schedule)}"
+            )
         if self.config.position == "learned" and schedule.length > self.config.learned_positions:
             raise OptionError(
                 f"this model knows {self.config.learned_positions} positions, the schedule has {schedule.length}"
@@ -205,8 +210,9 @@ class StarTransformer(nn.Module):
             return None
         key = (schedule, self.start_position.device)
         if key not in self._tables:
-            table = rotation_table(schedule, self.config.head_width, self.config.rope_theta, self.config.rope_norm)
-            self._tables[key] = table.to(key[1])
+            with torch.inference_mode(False):  # a table first made while drawing must serve training too
+                table = rotation_table(schedule, self.config.head_width, self.config.rope_theta, self.config.rope_norm)
+                self._tables[key] = table.to(key[1])
         return self._tables[key]
 
     def run_blocks(
@@ -244,9 +250,9 @@ class StarTransformer(nn.Module):
         if self.config.modulation == "none":
             return None
         if self.config.modulation == "level":
-            levels = schedule.levels().to(self.start_position.device)[tokens]
-            own, last = self.level_embedding(levels), self.level_embedding.weight[len(schedule) - 1].expand(len(levels), -1)
-            vector = self.level_pair(torch.cat([own, last], dim=-1))
+            levels = schedule.levels().to(self.start_position.device)
+            own, last = self.level_embedding(levels[tokens]), self.level_embedding(levels[-1])
+            vector = self.level_pair(torch.cat([own, last.expand_as(own)], dim=-1))
         else:
             if prompted.class_vector is None:
                 raise OptionError("class modulation needs class labels")
@@ -261,9 +267,8 @@ class StarTransformer(nn.Module):
         if self.config.logit_norm or self.config.conditioning == "class":
             hidden = F.layer_norm(hidden, (self.config.width,), eps=self.config.norm_eps)
         if prompted.class_vector is not None:
-            scale, shift = self.head_modulation(
-                F.silu(prompted.class_vector.to(self.head_modulation.weight.dtype))
-            ).float()[:, None].chunk(2, dim=-1)
+            vector = F.silu(prompted.class_vector.to(self.head_modulation.weight.dtype))
+            scale, shift = self.head_modulation(vector).float()[:, None].chunk(2, dim=-1)  # (B, 1, C) each
             hidden = hidden * (1 + scale) + shift
         return self.head(hidden).float()
 
@@ -276,15 +281,19 @@ class StarTransformer(nn.Module):
 
         Args:
             prompted: from `prompt` or `class_prompt`, B rows.
-            teacher_input: f_hat so far resized to each next side, (B, L - first, Z), see `MultiScaleQuantizer.teacher_input`.
+            teacher_input: f_hat so far resized to each next side, (B, L - first, Z), see
+                `MultiScaleQuantizer.teacher_input`.
             schedule: the scales.
-            keep: which of the L tokens take part, (L,) bool; all when None (STAR drops some of the largest scale at 1024 px).
+            keep: which of the L tokens take part, (L,) bool; all when None (STAR drops some of the largest scale at
+                1024 px).
         Returns:
             (B, L, V), or (B, kept, V).
         """
         first = schedule.offsets[1]
         if teacher_input.shape[1] != schedule.length - first:
-            raise ShapeError(f"teacher input has {teacher_input.shape[1]} tokens, the schedule {schedule.length - first}")
+            raise ShapeError(
+                f"teacher input has {teacher_input.shape[1]} tokens, the schedule {schedule.length - first}"
+            )
         x = torch.cat([self.embed_start(prompted, schedule), self.embed_codes(teacher_input, schedule, first)], dim=1)
         mask = schedule.block_causal_mask().to(x.device)
         tokens: slice | Tensor = slice(0, schedule.length)

@@ -24,6 +24,9 @@ from star_cli.errors import OptionError
 from star_cli.models.config import Config, TextEncoderConfig
 from star_cli.models.text_open_clip import load_tokenizer, save_open_clip_text
 
+_TRIES = 8
+"""Variants drawn for each one that a family needs, before its scene is given up."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ClipStageConfig(Config):
@@ -111,7 +114,8 @@ def build_clip(config: ClipStageConfig) -> nn.Module:
     """A new open_clip model with random weights (from torch's global generator)."""
     from open_clip import CLIP
 
-    return CLIP(**config.open_clip_config)
+    model: nn.Module = CLIP(**config.open_clip_config)
+    return model
 
 
 def clip_batch(config: ClipStageConfig, step: int, seed: int) -> ClipBatch:
@@ -132,7 +136,7 @@ def clip_loss(model: nn.Module, batch: ClipBatch) -> tuple[Tensor, dict[str, flo
     images = model.encode_image(batch.images, normalize=True)  # type: ignore[operator]  # (B, E)
     captions = model.encode_text(batch.tokens, normalize=True)  # type: ignore[operator]  # (B, E)
     with torch.autocast(batch.images.device.type, enabled=False):
-        gain = model.logit_scale.clamp(max=math.log(100)).exp()  # type: ignore[operator,union-attr]  # CLIP, section 2.5
+        gain = model.logit_scale.clamp(max=math.log(100)).exp()  # type: ignore[operator]  # CLIP, section 2.5
         loss = ClipLoss()(images.float(), captions.float(), gain)
     with torch.no_grad():
         found = (captions.float() @ images.float().T).argmax(dim=1)
@@ -141,10 +145,14 @@ def clip_loss(model: nn.Module, batch: ClipBatch) -> tuple[Tensor, dict[str, flo
 
 
 @torch.no_grad()
-def retrieval_accuracy(model: nn.Module, config: ClipStageConfig, families: int = 64, seed: int = 0) -> dict[str, float]:
+def retrieval_accuracy(
+    model: nn.Module, config: ClipStageConfig, families: int = 64, seed: int = 0
+) -> dict[str, float]:
     """How often a held-out caption finds its image, and an image its caption.
 
     Args:
+        model: a CLIP of this stage; its mode (training or not) is left as it was.
+        config: how many variants a scene has, and what the model reads.
         families: held-out scenes; each comes with the variants of the config.
         seed: which held-out scenes.
     Returns:
@@ -164,7 +172,10 @@ def retrieval_accuracy(model: nn.Module, config: ClipStageConfig, families: int 
     model.train(was_training)
     similarity = torch.cat(captions) @ torch.cat(images).T  # (B, B)
     own = torch.arange(len(similarity), device=device)
-    family = [(c @ i.T).argmax(dim=1) == torch.arange(len(c), device=device) for c, i in zip(captions, images, strict=True)]
+    family = [
+        (words @ pictures.T).argmax(dim=1) == own[: len(words)]
+        for words, pictures in zip(captions, images, strict=True)
+    ]
     return {
         "text_to_image": (similarity.argmax(dim=1) == own).float().mean().item(),
         "image_to_text": (similarity.argmax(dim=0) == own).float().mean().item(),
@@ -188,19 +199,25 @@ def _families(
     """Families of scenes with captions. No scene and no caption comes twice: each would be its own false negative."""
     scenes: set[shapes.Scene] = set()
     captions: set[str] = set()
-    for _ in range(count):
-        family: list[tuple[shapes.Scene, str]] = []
-        while len(family) < 1 + config.variants:
-            if not family:
-                scene, caption = shapes.sample(next(first_seeds))
-            else:
-                scene = shapes.variant(family[0][0], rng)
-                caption = shapes.caption(scene, rng)
-            if scene not in scenes and caption not in captions:
-                scenes.add(scene)
-                captions.add(caption)
-                family.append((scene, caption))
-        yield family
+
+    def is_new(scene: shapes.Scene, caption: str) -> bool:
+        return scene not in scenes and caption not in captions
+
+    while count > 0:
+        shown, caption = shapes.sample(next(first_seeds))
+        family = {shown: caption} if is_new(shown, caption) else {}
+        for _ in range(_TRIES * config.variants):
+            if not family or len(family) == 1 + config.variants:
+                break
+            other = shapes.variant(shown, rng)
+            caption = shapes.caption(other, rng)
+            if is_new(other, caption) and other not in family and caption not in family.values():
+                family[other] = caption
+        if len(family) == 1 + config.variants:  # some scenes have too few variants: another one is taken
+            scenes.update(family)
+            captions.update(family.values())
+            count -= 1
+            yield list(family.items())
 
 
 def _collate(config: ClipStageConfig, pairs: list[tuple[shapes.Scene, str]]) -> ClipBatch:

@@ -1,0 +1,76 @@
+"""Models known by name: those that ship with the package, and those in the user's cache."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import star_cli
+from star_cli.checkpoints.folder import CONFIG_FILE, ModelFolder, read_model_folder
+from star_cli.errors import ModelFolderError, ModelNotFoundError
+
+SHIPPED = "star-shapes"
+"""The model that ships, and is used when no other is named."""
+
+
+def shipped_root() -> Path:
+    """Folder of the shipped models: inside an installed wheel, or beside the package in a checkout."""
+    package = Path(star_cli.__file__).resolve().parent
+    inside = package / "weights"
+    return inside if inside.is_dir() else package.parent / "weights"
+
+
+def cache_root() -> Path:
+    """Folder of what the user downloaded or converted: `$STAR_CACHE`, else `~/.cache/star-cli`."""
+    return Path(os.environ.get("STAR_CACHE") or "~/.cache/star-cli").expanduser()
+
+
+def model_paths() -> dict[str, Path]:
+    """Folder of each model that can be named; a shipped one wins over a cached one of the same name."""
+    found: dict[str, Path] = {}
+    for root in (shipped_root(), cache_root() / "models"):
+        for file in sorted(root.glob(f"*/{CONFIG_FILE}")):
+            if not file.parent.name.startswith("."):
+                found.setdefault(file.parent.name, file.parent)
+    return found
+
+
+def find_model(name_or_folder: str | Path) -> ModelFolder:
+    """The model of this name, or in this folder. A name wins over a folder; `./NAME` is the folder.
+
+    Raises:
+        ModelNotFoundError: neither.
+        ModelFolderError: the folder is incomplete or damaged.
+    """
+    known = model_paths()
+    if isinstance(name_or_folder, str) and name_or_folder in known:
+        return read_model_folder(known[name_or_folder])
+    path = Path(name_or_folder).expanduser()
+    if str(name_or_folder) and path.is_dir():
+        return read_model_folder(path)
+    if path.is_file():
+        raise ModelNotFoundError(
+            f"model {name_or_folder} is a file, not a model folder", "give the folder that holds it"
+        )
+    raise ModelNotFoundError(
+        f"no model is called {str(name_or_folder)!r}, and there is no such folder; known: {', '.join(known) or 'none'}",
+        "see `star models`, or give the path of a model folder",
+    )
+
+
+def list_models(on_damaged: Callable[[ModelFolderError], None] | None = None) -> list[ModelFolder]:
+    """Shipped models, then cached ones.
+
+    Args:
+        on_damaged: told of each folder that cannot be read, which is then left out; when None it is raised.
+    """
+    models = []
+    for path in model_paths().values():
+        try:
+            models.append(read_model_folder(path))
+        except ModelFolderError as error:
+            if on_damaged is None:
+                raise
+            on_damaged(error)
+    return models

@@ -1,0 +1,138 @@
+"""Writing a model folder: whole, or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from star_cli.checkpoints.folder import (
+    CARD_FILE,
+    CONFIG_FILE,
+    TEXT_FOLDER,
+    TRANSFORMER_FILE,
+    VQVAE_FILE,
+    ModelFolder,
+    folder_to_config,
+    read_model_folder,
+    text_files,
+    usual_resolution,
+)
+from star_cli.checkpoints.record import FileRecord
+from star_cli.checkpoints.tensors import save_model
+from star_cli.errors import ModelFolderError
+from star_cli.generation.options import SamplingOptions
+from star_cli.models.config import TextEncoderConfig
+from star_cli.models.schedule import ScaleSchedule
+from star_cli.models.transformer import StarTransformer
+from star_cli.models.vqvae import MultiScaleVQVAE
+
+
+def write_model_folder(
+    path: Path | str,
+    *,
+    name: str,
+    transformer: StarTransformer,
+    vqvae: MultiScaleVQVAE,
+    text_encoder_folder: Path | None,
+    text_encoder_config: TextEncoderConfig,
+    schedules: Mapping[int, ScaleSchedule],
+    sampling: SamplingOptions,
+    licence: str,
+    provenance: Mapping[str, Any],
+    model_card: str,
+    dtype: torch.dtype = torch.float32,
+    default_resolution: int | None = None,
+) -> ModelFolder:
+    """Write a model folder; one that is already there is replaced when the new one is complete.
+
+    Args:
+        path: the folder; its parents are made.
+        name: what `star models` calls it.
+        transformer: its weights and config.
+        vqvae: its weights and config.
+        text_encoder_folder: copied into the model folder; None when `text_encoder_config.source` is a hub name.
+        text_encoder_config: how to load the text encoder.
+        schedules: scale schedule of each resolution in pixels.
+        sampling: this model's defaults.
+        licence: of the weights, as an SPDX name.
+        provenance: how the model came to be; plain data.
+        model_card: Markdown, becomes `README.md`.
+        dtype: of the stored tensors, except those that decide tokens.
+        default_resolution: drawn when none is asked for; 256 if the model knows it, else the smallest.
+    Raises:
+        ModelFolderError: the parts do not fit together, `path` holds something else, or writing fails.
+    """
+    path = Path(path)
+    _refuse_to_replace_other_things(path)
+    if text_encoder_folder is not None:
+        text_encoder_config = replace(text_encoder_config, source=TEXT_FOLDER)
+    folder = ModelFolder(
+        path=path,
+        name=name,
+        transformer=transformer.config,
+        vqvae=vqvae.config,
+        text_encoder=text_encoder_config,
+        schedules=dict(schedules),
+        default_resolution=default_resolution or usual_resolution(schedules),
+        sampling=sampling,
+        licence=licence,
+        provenance=dict(provenance),
+        files={},
+    )
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as temporary:
+            new = Path(temporary, "new")
+            new.mkdir()
+            save_model(transformer, new / TRANSFORMER_FILE, dtype)
+            save_model(vqvae, new / VQVAE_FILE, dtype)
+            if text_encoder_folder is not None:
+                shutil.copytree(text_encoder_folder, new / TEXT_FOLDER)
+            (new / CARD_FILE).write_text(model_card, encoding="utf-8")
+            names = [TRANSFORMER_FILE, VQVAE_FILE, *text_files(new)]
+            folder = replace(folder, files={name: FileRecord.of(new / name) for name in names})
+            config = json.dumps(folder_to_config(folder), indent=2, ensure_ascii=False)
+            (new / CONFIG_FILE).write_text(config + "\n", encoding="utf-8")
+            _move_into_place(new, path, Path(temporary, "old"))
+    except OSError as error:
+        raise ModelFolderError(f"{path}: cannot be written: {error.strerror or error}") from error
+    return read_model_folder(path)
+
+
+def _refuse_to_replace_other_things(path: Path) -> None:
+    if path.is_dir() and ((path / CONFIG_FILE).is_file() or not any(path.iterdir())):
+        return
+    if path.exists():
+        raise ModelFolderError(f"{path} exists and is no model folder", "give another path, or move it away")
+
+
+def _move_into_place(new: Path, path: Path, old: Path) -> None:
+    """Rename `new` to `path`; what was there goes to `old`, and comes back when the rename fails."""
+    for file in (*new.rglob("*"), new):
+        _flush(file)
+    if path.exists():
+        path.rename(old)
+    try:
+        new.rename(path)
+    except OSError:
+        if old.exists():
+            old.rename(path)
+        raise
+    _flush(path.parent)
+
+
+def _flush(path: Path) -> None:
+    """Have the disk hold what was written, before a rename makes it visible."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,123 @@
+"""The command `star`: what commands there are, and how a run of one ends."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from star_cli import __version__
+from star_cli.cli import console
+from star_cli.cli.doctor import doctor
+from star_cli.cli.errors import INTERRUPTED, TERMINATED, TerminatedError, explain, is_debug
+from star_cli.cli.generate import generate
+from star_cli.cli.info import info
+from star_cli.cli.models import models
+from star_cli.cli.train import app as train
+
+
+class Commands(TyperGroup):
+    """The group of all commands. Ends every run in our own words and exit codes, usage errors included."""
+
+    def main(
+        self,
+        args: Sequence[str] | None = None,
+        prog_name: str | None = None,
+        complete_var: str | None = None,
+        standalone_mode: bool = True,
+        windows_expand_args: bool = True,
+        **extra: Any,
+    ) -> Any:
+        """Run one command line."""
+        arguments = sys.argv[1:] if args is None else args
+        call = partial(super().main, args, prog_name, complete_var, False, windows_expand_args, **extra)
+        return sys.exit(_end(call, is_debug(arguments))) if standalone_mode else call()
+
+
+# Plain help: rich's boxes would double the time that `star --help` takes.
+app = typer.Typer(
+    name="star", cls=Commands, rich_markup_mode=None, pretty_exceptions_enable=False, invoke_without_command=True
+)
+
+# One line a command. None of these modules imports torch or transformers; commands do, once they run.
+app.command()(generate)
+app.command()(info)
+app.command()(models)
+app.command()(doctor)
+app.add_typer(train, name="train")
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        console.print_line(f"star {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def star(
+    context: typer.Context,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Draw pictures from words with STAR, scale by scale.
+
+    Exit codes: 0 done, 2 wrong usage or bad input, 1 a failure while working, 130 stopped by Ctrl-C.
+    """
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+
+
+def main() -> None:
+    """Entry point of the installed command."""
+    app(prog_name="star")
+
+
+def _end(call: Callable[[], Any], debug: bool) -> int:
+    """Run a command line and give its exit code; whatever went wrong is told on standard error."""
+    try:
+        with _terminable():
+            result = call()
+            console.flush()
+        code = result if isinstance(result, int) else 0  # typer gives back the code of an Exit
+        if code == INTERRUPTED:  # typer's answer to Ctrl-C
+            console.say("interrupted")
+    except (KeyboardInterrupt, typer.Abort):
+        console.say("interrupted")
+        code = INTERRUPTED
+    except TerminatedError:
+        console.say("terminated")
+        code = TERMINATED
+    except Exception as error:
+        if debug:
+            for line in traceback.format_exc().splitlines():
+                console.say(line)
+        failure = explain(error)
+        console.fail(failure)
+        code = failure.exit_code
+    return code
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """Let SIGTERM unwind the stack as Ctrl-C does, so that nothing half-written is left."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, frame: object) -> None:
+        raise TerminatedError
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,132 @@
+"""`star doctor`: versions, devices, memory, what will be used and why, and whether the default model is sound."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from star_cli import __version__
+from star_cli.checkpoints.known import SHIPPED, cache_root, find_model
+from star_cli.cli import console, options
+from star_cli.cli.errors import is_debug
+from star_cli.cli.libraries import hushed
+from star_cli.errors import StarError
+
+_LIBRARIES = (
+    *("torch", "transformers", "open_clip_torch", "safetensors", "huggingface_hub"),
+    *("numpy", "pillow", "typer", "rich"),
+)
+_UNITS = 2**30
+
+
+def doctor(json: options.JsonOpt = False, debug: options.DebugOpt = False) -> None:
+    """Tell what star will use and why.
+
+    Versions, devices, memory, and whether every byte of the default model is what it should be.
+    Exit code 1 when something that drawing needs is broken.
+    """
+    with hushed(debug or is_debug(())):
+        report = {"versions": _versions(), "machine": _machine(), **_torch(), "model": _model()}
+    problems = [part["problem"] for part in report.values() if "problem" in part]
+    if json:
+        console.print_json({**report, "problems": problems})
+    else:
+        for title, part in report.items():
+            console.print_line(title)
+            for name, value in part.items():
+                console.print_line(f"  {name}: {value}")
+        console.print_line("problems: " + ("; ".join(problems) or "none"))
+    if problems:
+        raise typer.Exit(1)
+
+
+def _versions() -> dict[str, Any]:
+    found: dict[str, Any] = {"star": __version__, "python": platform.python_version()}
+    for name in _LIBRARIES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "missing"
+            found["problem"] = f"{name} is not installed"
+    return found
+
+
+def _machine() -> dict[str, Any]:
+    return {
+        "system": platform.platform(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "memory_gib": _memory_gib(),
+        "free_memory_gib": _free_memory_gib(),
+        "cache": str(cache_root()),
+    }
+
+
+def _torch() -> dict[str, dict[str, Any]]:
+    """What torch offers, and what will be used of it."""
+    try:
+        import torch
+
+        from star_cli.pipeline import choose_device, choose_dtype
+    except Exception as error:  # a broken install fails in many ways, and this command is there to tell
+        return {"torch": {"problem": f"torch cannot be used: {error}"}}
+    device, why_device = choose_device("auto")
+    dtype, why_dtype = choose_dtype("auto", device)
+    gpus = [_gpu(torch.cuda.get_device_properties(index)) for index in range(torch.cuda.device_count())]
+    return {
+        "torch": {
+            "cuda": ", ".join(gpus) or "none",
+            "mps": "yes" if torch.backends.mps.is_available() else "none",
+            "threads": torch.get_num_threads(),
+        },
+        "used": {
+            "device": device.type,
+            "device_because": why_device,
+            "dtype": str(dtype).removeprefix("torch."),
+            "dtype_because": why_dtype,
+        },
+    }
+
+
+def _gpu(properties: Any) -> str:
+    return f"{properties.name} ({properties.total_memory / _UNITS:.1f} GiB)"
+
+
+def _model() -> dict[str, Any]:
+    """The default model, every byte of it checked."""
+    found: dict[str, Any] = {"default": SHIPPED}
+    try:
+        folder = find_model(SHIPPED)
+        found |= {"folder": str(folder.path), "hash": folder.hash, "size_bytes": folder.size_bytes}
+        for name, record in folder.files.items():
+            record.check(folder.path / name)
+    except StarError as error:
+        return {**found, "verified": False, "problem": str(error)}
+    return {**found, "verified": True}
+
+
+def _memory_gib() -> float | None:
+    return _quietly(lambda: os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+
+
+def _free_memory_gib() -> float | None:
+    """Linux alone tells what programs could still get."""
+
+    def read() -> int:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+
+    return _quietly(read)
+
+
+def _quietly(read: Callable[[], int]) -> float | None:
+    """GiB, or None on a system that does not say."""
+    try:
+        return round(read() / _UNITS, 1)
+    except (OSError, ValueError, AttributeError, StopIteration):
+        return None

@@ -1,0 +1,125 @@
+"""`star generate`: draw pictures from words."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from star_cli.cli import console, options
+from star_cli.cli.errors import is_debug, shorten
+from star_cli.cli.libraries import hushed
+from star_cli.cli.output import Destination, choose_destination
+from star_cli.cli.request import Request, make_request
+from star_cli.errors import OptionError
+from star_cli.images import check_recipe_fits
+
+if TYPE_CHECKING:
+    from star_cli.pipeline import GeneratedImage, StarPipeline
+
+_LONGEST_CUT = 200
+
+
+def generate(
+    prompt: options.PromptArg = None,
+    res: options.ResOpt = None,
+    model: options.ModelOpt = None,
+    seed: options.SeedOpt = None,
+    num: options.NumOpt = None,
+    guidance: options.GuidanceOpt = None,
+    top_k: options.TopKOpt = None,
+    top_p: options.TopPOpt = None,
+    temperature: options.TemperatureOpt = None,
+    negative: options.NegativeOpt = None,
+    out: options.OutOpt = None,
+    format: options.FormatOpt = None,  # noqa: A002
+    device: options.DeviceOpt = None,
+    dtype: options.DtypeOpt = None,
+    from_image: options.FromImageOpt = None,
+    force: options.ForceOpt = False,
+    json: options.JsonOpt = False,
+    quiet: options.QuietOpt = False,
+    debug: options.DebugOpt = False,
+) -> None:
+    """Draw pictures from words, and write their paths.
+
+    The same call draws the same pictures: they depend on the model, the prompt, the options and the seed alone.
+    Each carries its recipe; `star info` shows it, and --from-image repeats it.
+    """
+    flags = {
+        "model": model,
+        "res": res,
+        "seed": seed,
+        "num": num,
+        "negative": negative,
+        "device": device,
+        "dtype": dtype,
+        "guidance": guidance,
+        "top_k": top_k,
+        "top_p": top_p,
+        "temperature": temperature,
+    }
+    if json and out == "-":
+        raise OptionError(
+            "--json and --out - both write to standard output", "the picture carries its recipe: star info"
+        )
+    request = make_request(prompt, flags, from_image)
+    destination = choose_destination(out, format, len(request.prompts) * request.num, force)
+    for text in request.prompts:
+        check_recipe_fits({"prompt": text, "negative": request.negative, "other keys": " " * 1000}, destination.format)
+    for message in request.warnings:
+        console.warn(message, quiet)
+    with hushed(debug or is_debug(())):
+        for image in _draw(request, quiet):
+            _deliver(image, destination, json)
+
+
+def _draw(request: Request, quiet: bool) -> Iterator[GeneratedImage]:
+    """Load the model, then draw pass by pass: what is drawn is safe when a later pass is stopped."""
+    with console.scales(f"loading {request.folder.name}", quiet):
+        pipe = _load(request, quiet)
+    cut = {text: pipe.words_cut(text) for text in (*request.prompts, request.negative) if text}
+    for words in filter(None, cut.values()):
+        console.warn(f"too long, the model does not read: {shorten(words, _LONGEST_CUT)}", quiet)
+    passes = list(_passes(request, pipe.max_batch))
+    for number, one in enumerate(passes, start=1):
+        title = "drawing" if len(passes) == 1 else f"drawing {number}/{len(passes)}"
+        with console.scales(title, quiet) as on_scale:
+            images = pipe(
+                res=request.res, negative=request.negative, options=request.sampling, on_scale=on_scale, **one
+            )
+        yield from images
+
+
+def _load(request: Request, quiet: bool) -> StarPipeline:
+    from star_cli.pipeline import LARGEST_SEED, StarPipeline, choose_device
+
+    if (last := request.seed + request.num - 1) > LARGEST_SEED:
+        raise OptionError(f"--seed must be at most {LARGEST_SEED - request.num + 1}, not {last - request.num + 1}")
+    device = request.device
+    if request.is_device_from_recipe:
+        try:
+            choose_device(device)
+        except OptionError:
+            console.warn(f"the picture was drawn on {device}, which is not here: the new one may differ", quiet)
+            device = "auto"
+    return StarPipeline.from_pretrained(request.folder.path, device=device, dtype=request.dtype)
+
+
+def _passes(request: Request, most: int) -> Iterator[dict[str, Any]]:
+    """Arguments of each pass, of at most `most` pictures: all of one prompt, then those of the next."""
+    prompts_at_once = max(1, most // request.num)
+    for start in range(0, len(request.prompts), prompts_at_once):
+        prompts = request.prompts[start : start + prompts_at_once]
+        for first in range(0, request.num, most):
+            num = min(most, request.num - first)
+            yield {"prompts": prompts, "seed": request.seed + first, "num": num}
+
+
+def _deliver(image: GeneratedImage, destination: Destination, json: bool) -> None:
+    path = destination.save(image)
+    if path is None:
+        return
+    if json:
+        console.print_json({"path": str(path), **image.recipe})
+    else:
+        console.print_path(path)

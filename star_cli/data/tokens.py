@@ -1,0 +1,71 @@
+"""Token cache: generated scenes as token maps, computed once and used in many steps.
+
+Letters: L tokens of the schedule.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from star_cli.data import shapes
+from star_cli.models.schedule import ScaleSchedule
+from star_cli.models.vqvae import MultiScaleVQVAE
+
+PART = 512
+"""Scenes in one file of the cache; a cut-off run loses at most this many."""
+
+
+def scene_tokens(
+    vqvae: MultiScaleVQVAE,
+    schedule: ScaleSchedule,
+    resolution: int,
+    first_seed: int,
+    count: int,
+    folder: Path,
+    on_part: Callable[[int, int], None] | None = None,
+) -> Tensor:
+    """Tokens of the scenes with seeds first_seed, first_seed + 1, ...: (count, L), int16.
+
+    Args:
+        vqvae: makes the tokens.
+        schedule: sides of the token maps at this resolution.
+        resolution: pixels per side.
+        first_seed: seed of the first scene.
+        count: number of scenes.
+        folder: parts of the cache; those already there are read, not made again.
+        on_part: called with scenes done and their total.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    parts = []
+    for start in range(0, count, PART):
+        size = min(PART, count - start)
+        path = folder / f"{resolution}-{first_seed + start}-{size}.safetensors"
+        if not path.exists():
+            tokens = _encode(vqvae, schedule, resolution, range(first_seed + start, first_seed + start + size))
+            temporary = path.with_suffix(f".{os.getpid()}.tmp")
+            save_file({"tokens": tokens}, temporary)
+            temporary.replace(path)
+        parts.append(load_file(path)["tokens"])
+        if on_part is not None:
+            on_part(start + size, count)
+    return torch.cat(parts)
+
+
+@torch.no_grad()
+def _encode(vqvae: MultiScaleVQVAE, schedule: ScaleSchedule, resolution: int, seeds: range) -> Tensor:
+    batch = max(1, 16 * 256**2 // resolution**2)
+    rows = []
+    for start in range(0, len(seeds), batch):
+        scenes = [shapes.sample(seed)[0] for seed in seeds[start : start + batch]]
+        images = torch.stack([shapes.render_tensor(scene, resolution) for scene in scenes])
+        with torch.autocast("cpu", torch.bfloat16):
+            latent = vqvae.encode(images.contiguous(memory_format=torch.channels_last))
+        token_maps = [tokens for tokens, _ in vqvae.quantizer.encode_scales(latent, schedule)]
+        rows.append(torch.cat(token_maps, dim=1).to(torch.int16))
+    return torch.cat(rows)

@@ -1,0 +1,316 @@
+"""Prompt to picture, for users of the library and for the commands.
+
+    pipe = StarPipeline.from_pretrained()
+    image, = pipe("a red circle to the left of a blue square", res=512, seed=7)
+    image.save("picture.png")
+
+Letters: B images, H W pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from star_cli import __version__
+from star_cli.checkpoints.folder import usual_resolution
+from star_cli.checkpoints.known import SHIPPED, find_model
+from star_cli.errors import OptionError
+from star_cli.generation.cache import random_generators
+from star_cli.generation.options import SamplingOptions
+from star_cli.generation.sampler import Drawn, OnScale, draw
+from star_cli.images import encode_image, format_of, to_uint8, write_whole
+from star_cli.models.schedule import ScaleSchedule
+from star_cli.models.text import TextEncoder
+from star_cli.models.transformer import StarTransformer
+from star_cli.models.vqvae import MultiScaleVQVAE
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+LARGEST_SEED = 2**63 - 1
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True)
+class GeneratedImage:
+    """A picture with all that is needed to draw it again."""
+
+    pixels: Tensor
+    """(H, W, 3), uint8."""
+    recipe: dict[str, Any]
+    """Prompt, negative prompt, resolution, seed, sampling options, model, its hash, device, dtype, version."""
+    token_maps: list[Tensor]
+    """Tokens of each scale, (side, side), int64."""
+
+    def to_pil(self) -> Image:
+        """The picture for Pillow."""
+        from PIL import Image
+
+        return Image.fromarray(self.pixels.numpy())
+
+    def encode(self, format: str = "png") -> bytes:  # noqa: A002 - Pillow's word for it
+        """The bytes of a file with the recipe inside: "png", "webp" or "jpeg"."""
+        return encode_image(self.pixels, self.recipe, format)
+
+    def save(self, path: Path | str, format: str | None = None, overwrite: bool = False) -> Path:  # noqa: A002
+        """Write the picture, whole or not at all.
+
+        Args:
+            path: the file.
+            format: "png", "webp" or "jpeg"; follows the suffix when None.
+            overwrite: replace a file that is already there.
+        Returns:
+            The path written.
+        Raises:
+            OutputPathError: an unknown suffix, a folder, or a file that exists.
+            OutputError: writing failed.
+        """
+        path = Path(path)
+        write_whole(path, self.encode(format or format_of(path)), overwrite=overwrite)
+        return path
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One image to draw."""
+
+    prompt: str
+    seed: int
+
+
+class StarPipeline:
+    """Text encoder, transformer and VQVAE of one model, ready to draw.
+
+    Args:
+        name: of the model, for recipes.
+        model_hash: identity of the model, for recipes.
+        transformer: predicts the tokens.
+        vqvae: makes pixels of them.
+        text_encoder: reads the prompts.
+        schedules: scale schedule of each resolution in pixels.
+        sampling: the model's default options.
+        default_resolution: drawn when none is asked for; 256 if the model knows it, else the smallest.
+        device: where all parts are.
+        dtype: of blocks and decoder, for recipes.
+        max_batch: images in one pass; more are drawn one pass after another.
+    """
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        model_hash: str,
+        transformer: StarTransformer,
+        vqvae: MultiScaleVQVAE,
+        text_encoder: TextEncoder,
+        schedules: Mapping[int, ScaleSchedule],
+        sampling: SamplingOptions,
+        default_resolution: int | None = None,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        max_batch: int = 8,
+    ):
+        self.name = name
+        self.model_hash = model_hash
+        self.transformer = transformer
+        self.vqvae = vqvae
+        self.text_encoder = text_encoder
+        self.schedules = dict(schedules)
+        self.defaults = sampling
+        self.default_resolution = default_resolution or usual_resolution(schedules)
+        self.device = torch.device(device)
+        self.dtype = dtype
+        self.max_batch = max_batch
+
+    @classmethod
+    def from_pretrained(
+        cls, name_or_folder: str | Path = SHIPPED, device: str = "auto", dtype: str = "auto"
+    ) -> StarPipeline:
+        """Load a model by its name, or from a model folder.
+
+        Args:
+            name_or_folder: a name that `star models` lists, or a path.
+            device: "auto", "cpu", "cuda", "mps".
+            dtype: "auto", "float32", "bfloat16", "float16".
+        Raises:
+            ModelNotFoundError: no such model.
+            ModelFolderError: it is incomplete or damaged.
+            OptionError: a device that is not there, or an unknown dtype.
+        """
+        chosen_device, _ = choose_device(device)
+        chosen_dtype, _ = choose_dtype(dtype, chosen_device)
+        folder = find_model(name_or_folder)
+        return cls(
+            name=folder.name,
+            model_hash=folder.hash,
+            transformer=folder.load_transformer(chosen_device, chosen_dtype),
+            vqvae=folder.load_vqvae(chosen_device, chosen_dtype),
+            text_encoder=folder.load_text_encoder(chosen_device),
+            schedules=folder.schedules,
+            sampling=folder.sampling,
+            default_resolution=folder.default_resolution,
+            device=chosen_device,
+            dtype=chosen_dtype,
+        )
+
+    @property
+    def resolutions(self) -> tuple[int, ...]:
+        """Sides in pixels that this model draws, smallest first."""
+        return tuple(sorted(self.schedules))
+
+    def words_cut(self, prompt: str) -> str:
+        """The end of the prompt that the text encoder does not read; "" when it reads all."""
+        return self.text_encoder.words_cut(prompt)
+
+    def __call__(
+        self,
+        prompts: str | Sequence[str],
+        *,
+        res: int | None = None,
+        seed: int = 0,
+        num: int = 1,
+        negative: str = "",
+        options: SamplingOptions | None = None,
+        on_scale: OnScale | None = None,
+    ) -> list[GeneratedImage]:
+        """Draw pictures. Each depends on its own prompt and seed alone, not on what is drawn beside it.
+
+        Args:
+            prompts: one prompt or several.
+            res: side in pixels, one of `resolutions`; `default_resolution` when None.
+            seed: image i of each prompt is drawn from seed + i.
+            num: images of each prompt.
+            negative: what guidance leads away from.
+            options: how tokens are drawn; the model's defaults when None.
+            on_scale: called after each scale with the number of scales done and their total, over all passes.
+        Returns:
+            All images of the first prompt, then those of the second, and so on.
+        Raises:
+            OptionError: an empty prompt, a resolution that the model does not draw, a seed or number out of range.
+        """
+        texts = [prompts] if isinstance(prompts, str) else list(prompts)
+        _check_request(texts, negative, seed, num)
+        res = self.default_resolution if res is None else res
+        schedule = self._schedule(res)
+        options = options or self.defaults
+        jobs = [_Job(text, seed + index) for text in texts for index in range(num)]
+        images = []
+        for start in range(0, len(jobs), self.max_batch):
+            batch = jobs[start : start + self.max_batch]
+            drawn = self._draw(batch, schedule, negative, options, _shift(on_scale, start, len(jobs), self.max_batch))
+            for row, job in enumerate(batch):
+                token_maps = [token_map[row] for token_map in drawn.token_maps]
+                pixels, recipe = self._decode(token_maps, schedule), self._recipe(job, negative, res, options)
+                images.append(GeneratedImage(pixels, recipe, [token_map.cpu() for token_map in token_maps]))
+        return images
+
+    def _schedule(self, res: int) -> ScaleSchedule:
+        if res not in self.schedules:
+            drawable = " or ".join(map(str, self.resolutions))
+            nearest = min(self.resolutions, key=lambda known: (abs(known - res), -known))
+            raise OptionError(f"this model draws {drawable} pixels, not {res}", f"use --res {nearest}")
+        return self.schedules[res]
+
+    def _draw(
+        self,
+        jobs: Sequence[_Job],
+        schedule: ScaleSchedule,
+        negative: str,
+        options: SamplingOptions,
+        on_scale: OnScale | None,
+    ) -> Drawn:
+        condition = self.text_encoder.encode([job.prompt for job in jobs]).to(self.device)
+        unconditional = self.text_encoder.encode([negative] * len(jobs)).to(self.device)
+        generators = random_generators([job.seed for job in jobs])
+        return draw(
+            self.transformer, self.vqvae.quantizer, condition, unconditional, schedule, options, generators, on_scale
+        )
+
+    @torch.inference_mode()
+    def _decode(self, token_maps: list[Tensor], schedule: ScaleSchedule) -> Tensor:
+        """Pixels (H, W, 3) uint8 of one image's tokens.
+
+        Alone, for the decoder's activations are the peak of the memory; and from the tokens, for the last bits of the
+        f_hat drawn in a batch depend on its size.
+        """
+        tokens = [token_map.flatten()[None] for token_map in token_maps]  # (1, l) of each scale
+        *_, f_hat = self.vqvae.quantizer.decode_scales(tokens, schedule)
+        return to_uint8(self.vqvae.decode(f_hat)[0].cpu())
+
+    def _recipe(self, job: _Job, negative: str, res: int, options: SamplingOptions) -> dict[str, Any]:
+        return {
+            "prompt": job.prompt,
+            "negative": negative,
+            "res": res,
+            "seed": job.seed,
+            **options.to_dict(),
+            "model": self.name,
+            "model_hash": self.model_hash,
+            "device": self.device.type,
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "star_version": __version__,
+        }
+
+
+def choose_device(requested: str = "auto") -> tuple[torch.device, str]:
+    """The device to draw on, and why: "auto" takes the fastest that is there.
+
+    Raises:
+        OptionError: an unknown device, or one that this machine does not have.
+    """
+    has = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if requested == "auto":
+        name = next(name for name, is_there in has.items() if is_there)
+        return torch.device(name), "no GPU that torch can use" if name == "cpu" else f"torch sees a {name} device"
+    if requested not in has:
+        raise OptionError(f"--device must be auto, {', '.join(has)}, not {requested}")
+    if not has[requested]:
+        raise OptionError(f"--device {requested}: torch sees no such device here", "use --device auto")
+    return torch.device(requested), "asked for"
+
+
+def choose_dtype(requested: str, device: torch.device) -> tuple[torch.dtype, str]:
+    """The dtype of blocks and decoder, and why. What decides tokens is float32 whatever is chosen.
+
+    Raises:
+        OptionError: an unknown dtype.
+    """
+    if requested == "auto":
+        if device.type == "cuda":
+            return torch.bfloat16, "fast on a GPU"
+        return torch.float32, f"the same tokens whatever the batch, on {device.type}"
+    if requested not in DTYPES:
+        raise OptionError(f"--dtype must be auto, {', '.join(DTYPES)}, not {requested}")
+    return DTYPES[requested], "asked for"
+
+
+def _check_request(prompts: Sequence[str], negative: str, seed: int, num: int) -> None:
+    if not prompts:
+        raise OptionError("there is no prompt", "say what to draw")
+    if any(not prompt.strip() for prompt in prompts):
+        raise OptionError("the prompt is empty", "say what to draw")
+    for text in (*prompts, negative):
+        if any("\ud800" <= character <= "\udfff" for character in text):  # how Python hands over bytes it cannot read
+            raise OptionError("the prompt holds bytes that are not UTF-8", "write it in UTF-8")
+    if num < 1:
+        raise OptionError(f"--num must be a whole number of at least 1, not {num}")
+    if not 0 <= seed <= LARGEST_SEED - num + 1:
+        raise OptionError(f"--seed must be a whole number from 0 to {LARGEST_SEED - num + 1}, not {seed}")
+
+
+def _shift(on_scale: OnScale | None, start: int, images: int, max_batch: int) -> OnScale | None:
+    """Progress of one pass as progress of all."""
+    if on_scale is None:
+        return None
+    passes, done_passes = -(-images // max_batch), start // max_batch
+
+    def report(done: int, total: int) -> None:
+        on_scale(done_passes * total + done, passes * total)
+
+    return report

@@ -1,0 +1,250 @@
+"""The loop every stage shares: batch, forward, loss, backward, step, average, save.
+
+Everything random in a batch is a function of the recipe's seed and the step, so a resumed run sees the batches it would have seen.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.data import DataLoader, Dataset
+
+from star_cli.errors import TrainingError
+from star_cli.training.config import LoopConfig
+
+CHECKPOINT = "checkpoint.pt"
+
+
+class BatchSource(ABC):
+    """Makes the batch of any step, the same one every time. Runs in a worker process, so it must be picklable."""
+
+    @abstractmethod
+    def batch(self, step: int) -> Any:
+        """The batch of one step."""
+
+
+class Stage(nn.Module, ABC):
+    """What is trained, on what, by which loss. Its parameters and buffers are what a checkpoint holds."""
+
+    name: str
+    source: BatchSource
+
+    @abstractmethod
+    def loss(self, batch: Any, step: int) -> tuple[Tensor, dict[str, float]]:
+        """The loss of one batch, and figures worth showing. Called under autocast."""
+
+    def after_step(self, step: int) -> None:  # noqa: B027  # most stages have nothing to do here
+        """Called after each optimiser step."""
+
+    def preview(self, path: Path) -> None:  # noqa: B027  # a preview is optional
+        """Draw what the stage can do so far, as a PNG."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """One step, for whoever shows it."""
+
+    stage: str
+    step: int
+    steps: int
+    metrics: dict[str, float]
+    seconds: float
+    """Time spent on this stage so far, earlier sessions included."""
+
+
+OnProgress = Callable[[Progress], None]
+
+
+class _Batches(Dataset[Any]):
+    """A source as a map-style dataset of steps, for DataLoader's worker."""
+
+    def __init__(self, source: BatchSource, steps: int):
+        self.source, self.steps = source, steps
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def __getitem__(self, step: int) -> Any:
+        return self.source.batch(step)
+
+
+def learning_rate_at(step: int, config: LoopConfig) -> float:
+    """Warm-up, then decay."""
+    if step < config.warmup_steps:
+        return config.learning_rate * (step + 1) / config.warmup_steps
+    if config.decay == "none":
+        return config.learning_rate
+    done = (step - config.warmup_steps) / max(config.steps - config.warmup_steps, 1)
+    left = 0.5 * (1 + math.cos(math.pi * done)) if config.decay == "cosine" else 1 - done
+    return config.learning_rate * (config.final_rate + (1 - config.final_rate) * left)
+
+
+def make_optimizer(stage: nn.Module, config: LoopConfig) -> torch.optim.AdamW:
+    """AdamW; weight decay on matrices and convolutions, not on gains, biases and single vectors."""
+    trained = [parameter for parameter in stage.parameters() if parameter.requires_grad]
+    groups = [
+        {"params": [p for p in trained if p.ndim > 1], "weight_decay": config.weight_decay},
+        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(config.beta1, config.beta2))
+
+
+class TrainingRun:
+    """One stage in training: its optimiser, moving average, position, and their checkpoint."""
+
+    def __init__(self, stage: Stage, config: LoopConfig, folder: Path):
+        self.stage, self.config, self.folder = stage, config, folder
+        self.optimizer = make_optimizer(stage, config)
+        self.step = 0
+        self.seconds = 0.0
+        self.skipped = 0
+        self.average: dict[str, Tensor] = {}
+        if config.ema_decay:
+            self.average = {key: value.detach().clone() for key, value in stage.named_parameters()}
+
+    # -- checkpoint -------------------------------------------------------------------------------------------------
+
+    def save(self) -> None:
+        """Write the whole state, or leave the previous checkpoint as it was."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        state = {
+            "stage": self.stage.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "average": self.average,
+            "step": self.step,
+            "seconds": self.seconds,
+            "skipped": self.skipped,
+            "rng": torch.get_rng_state(),
+        }
+        temporary = self.folder / f"{CHECKPOINT}.{os.getpid()}.tmp"
+        try:
+            with temporary.open("wb") as file:
+                torch.save(state, file)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(self.folder / CHECKPOINT)
+        except OSError as error:
+            raise TrainingError(f"cannot save {self.folder / CHECKPOINT}: {error.strerror}", "free some space") from error
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    def resume(self) -> bool:
+        """Go on from the folder's checkpoint; False when there is none.
+
+        Raises:
+            TrainingError: the checkpoint belongs to another architecture.
+        """
+        path = self.folder / CHECKPOINT
+        if not path.exists():
+            return False
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        try:
+            self.stage.load_state_dict(state["stage"], strict=True)
+            self.optimizer.load_state_dict(state["optimizer"])
+        except (RuntimeError, ValueError) as error:
+            raise TrainingError(
+                f"{path} belongs to another configuration: {error}", "use another --run folder, or delete this one"
+            ) from error
+        self.average = state["average"]
+        self.step, self.seconds, self.skipped = state["step"], state["seconds"], state["skipped"]
+        torch.set_rng_state(state["rng"])
+        return True
+
+    # -- training ---------------------------------------------------------------------------------------------------
+
+    def train(self, on_progress: OnProgress | None = None) -> None:
+        """Run to the last step, saving on the way."""
+        self.stage.train()
+        began = time.monotonic() - self.seconds
+        for batch in self._batches():
+            metrics = self._one_step(batch)
+            self.step += 1
+            self.seconds = time.monotonic() - began
+            if on_progress is not None:
+                on_progress(Progress(self.stage.name, self.step, self.config.steps, metrics, self.seconds))
+            if self.config.preview_every and self.step % self.config.preview_every == 0:
+                self.preview()
+            if self.step % self.config.save_every == 0 or self.step == self.config.steps:
+                self.save()
+        self.finish()
+
+    def _batches(self) -> Iterator[Any]:
+        # one worker draws the next batches while this process trains; its torch uses a single thread
+        loader = DataLoader(
+            _Batches(self.stage.source, self.config.steps),
+            batch_size=None,
+            sampler=range(self.step, self.config.steps),
+            num_workers=1,
+            generator=torch.Generator(),  # else it takes its seed from the global one, and a resumed run would differ
+        )
+        return iter(loader)
+
+    def _one_step(self, batch: Any) -> dict[str, float]:
+        rate = learning_rate_at(self.step, self.config)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        # the fused attention kernel's backward is slow on a CPU: a step takes about 1.5 times as long with it
+        with sdpa_kernel(SDPBackend.MATH), torch.autocast("cpu", torch.bfloat16, enabled=self.config.precision == "bfloat16"):
+            loss, metrics = self.stage.loss(batch, self.step)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(self.stage.parameters(), self.config.clip_norm)
+        if torch.isfinite(norm):
+            self.optimizer.step()
+            self._update_average()
+        else:
+            self.skipped += 1
+        self.stage.after_step(self.step)
+        return {"loss": loss.item(), **metrics, "rate": rate, "norm": norm.item(), "skipped": float(self.skipped)}
+
+    @torch.no_grad()
+    def _update_average(self) -> None:
+        if not self.average:
+            return
+        decay = min(self.config.ema_decay, (1 + self.step) / (10 + self.step))  # follows fast while little is known
+        for key, value in self.stage.named_parameters():
+            self.average[key].lerp_(value, 1 - decay)
+
+    def preview(self) -> None:
+        """Draw a preview with the averaged weights."""
+        current = {key: value.detach().clone() for key, value in self.stage.named_parameters()} if self.average else {}
+        rng = torch.get_rng_state()
+        self._put(self.average)
+        self.stage.eval()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.stage.preview(self.folder / f"preview-{self.step:06d}.png")
+        self.stage.train()
+        self._put(current)
+        torch.set_rng_state(rng)
+
+    def finish(self) -> None:
+        """Leave the stage as later stages use it: averaged weights, evaluation mode, no gradients."""
+        self._put(self.average)
+        self.stage.eval().requires_grad_(False)
+
+    @torch.no_grad()
+    def _put(self, values: dict[str, Tensor]) -> None:
+        parameters = dict(self.stage.named_parameters())
+        for key, value in values.items():
+            parameters[key].copy_(value)
+
+
+def train_stage(stage: Stage, config: LoopConfig, folder: Path, on_progress: OnProgress | None = None) -> float:
+    """Train a stage, or take it from its finished checkpoint; gives the seconds it took in all sessions together."""
+    run = TrainingRun(stage, config, folder)
+    run.resume()
+    if run.step < config.steps:
+        run.train(on_progress)
+    else:
+        run.finish()
+    return run.seconds

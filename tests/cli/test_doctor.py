@@ -1,0 +1,65 @@
+"""`star doctor`: what is there, what is used and why, and whether the model is sound."""
+
+from __future__ import annotations
+
+import json
+import platform
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+import star_cli
+from star_cli.checkpoints import known
+from tests.cli.command import Star
+
+
+@pytest.fixture
+def shipped(tmp_path: Path, tiny_model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The tiny model in the place of the shipped one."""
+    path = tmp_path / "weights" / known.SHIPPED
+    shutil.copytree(tiny_model_folder, path)
+    monkeypatch.setattr(known, "shipped_root", lambda: path.parent)
+    return path
+
+
+def test_sound_installation_has_no_problems(star: Star, shipped: Path) -> None:
+    result = star("doctor")
+    assert (result.exit_code, result.stderr) == (0, "")
+    for line in (
+        f"  star: {star_cli.__version__}",
+        f"  torch: {torch.__version__.partition('+')[0]}",
+        "problems: none",
+    ):
+        assert line in result.stdout
+
+
+def test_json_says_what_is_used_and_why(star: Star, shipped: Path) -> None:
+    told = json.loads(star("doctor", "--json").stdout)
+    assert told["versions"]["python"] == platform.python_version()
+    assert told["machine"]["cores"] >= 1
+    assert told["model"] | {"verified": True, "folder": str(shipped)} == told["model"]
+    assert told["used"]["device"] in ("cpu", "cuda", "mps")
+    assert told["used"]["device_because"]
+    assert told["used"]["dtype_because"]
+    assert told["problems"] == []
+
+
+def test_flipped_byte_in_the_default_model_is_a_problem(star: Star, shipped: Path) -> None:
+    file = shipped / "vqvae.safetensors"
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(data)
+    result = star("doctor", "--json")
+    told = json.loads(result.stdout)
+    assert result.exit_code == 1
+    assert told["model"]["verified"] is False
+    assert told["problems"][0].startswith("vqvae.safetensors: hash is ")
+
+
+def test_missing_default_model_is_a_problem(star: Star, shipped: Path) -> None:
+    shutil.rmtree(shipped)
+    result = star("doctor")
+    assert result.exit_code == 1
+    assert "problems: no model is called 'star-shapes'" in result.stdout

@@ -1,0 +1,46 @@
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+import pytest
+
+from star_cli.errors import OptionError
+from star_cli.generation.options import SamplingOptions
+
+
+def test_defaults_are_the_published_settings() -> None:
+    assert SamplingOptions().to_dict() == {"guidance": 4.0, "top_k": 600, "top_p": 0.8, "temperature": 1.0}
+
+
+def test_options_come_back_from_json() -> None:
+    options = SamplingOptions(guidance=0, top_k=1, top_p=1, temperature=0)
+    assert SamplingOptions.from_dict(json.loads(json.dumps(options.to_dict()))) == options
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "sentence"),
+    [
+        ("guidance", math.nan, "--guidance must be a number of at least 0, not nan"),
+        ("guidance", math.inf, "--guidance must be a number of at least 0, not inf"),
+        ("guidance", -1, "--guidance must be a number of at least 0, not -1"),
+        ("top_k", 0, "--top-k must be a whole number of at least 1, not 0"),
+        ("top_k", -3, "--top-k must be a whole number of at least 1, not -3"),
+        ("top_p", 0, "--top-p must be a number above 0 and at most 1, not 0"),
+        ("top_p", 1.5, "--top-p must be a number above 0 and at most 1, not 1.5"),
+        ("top_p", math.nan, "--top-p must be a number above 0 and at most 1, not nan"),
+        ("temperature", -0.1, "--temperature must be a number of at least 0, not -0.1"),
+        ("temperature", math.nan, "--temperature must be a number of at least 0, not nan"),
+        ("temperature", math.inf, "--temperature must be a number of at least 0, not inf"),
+    ],
+)
+def test_values_out_of_range_are_refused(option: str, value: Any, sentence: str) -> None:
+    with pytest.raises(OptionError) as refused:
+        SamplingOptions(**{option: value})
+    assert str(refused.value) == sentence
+
+
+def test_unknown_option_is_named() -> None:
+    with pytest.raises(OptionError, match="SamplingOptions has no field cfg"):
+        SamplingOptions.from_dict({"cfg": 4})

@@ -1,0 +1,142 @@
+"""Stage 0: batches of hard negatives, a loss that falls, and a text tower that comes back from its folder."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from star_cli.data import shapes
+from star_cli.errors import OptionError
+from star_cli.models.text import load_text_encoder
+from star_cli.training.clip import (
+    ClipStageConfig,
+    build_clip,
+    clip_batch,
+    clip_loss,
+    retrieval_accuracy,
+    save_text_encoder,
+)
+
+TINY = ClipStageConfig(
+    embed_width=16,
+    text_width=16,
+    text_heads=2,
+    text_layers=1,
+    image_size=32,
+    vision_width=32,
+    vision_layers=1,
+    families=4,
+    variants=2,
+)
+
+
+def test_batch_is_decided_by_seed_and_step_alone() -> None:
+    first = clip_batch(TINY, step=3, seed=1)
+    clip_batch(TINY, step=4, seed=1)
+    again = clip_batch(TINY, step=3, seed=1)
+    assert torch.equal(first.images, again.images)
+    assert torch.equal(first.tokens, again.tokens)
+    assert not torch.equal(first.tokens, clip_batch(TINY, step=4, seed=1).tokens)
+    assert not torch.equal(first.tokens, clip_batch(TINY, step=3, seed=2).tokens)
+
+
+def test_batch_holds_pairs_in_the_shapes_of_the_towers() -> None:
+    batch = clip_batch(TINY, step=0, seed=0)
+    assert batch.images.shape == (12, 3, 32, 32)
+    assert batch.tokens.shape == (12, 48)
+    assert batch.images.min() >= -1
+    assert batch.images.max() <= 1
+
+
+def test_no_picture_and_no_caption_comes_twice_in_a_batch() -> None:
+    batch = clip_batch(replace(TINY, families=40), step=0, seed=0)
+    assert len({tuple(row) for row in batch.tokens.tolist()}) == len(batch.tokens)
+    assert len(batch.images.flatten(1).unique(dim=0)) == len(batch.images)
+
+
+def test_captions_fit_the_context_of_the_shipped_tower() -> None:
+    tokens = torch.cat([clip_batch(ClipStageConfig(image_size=8), step, seed=0).tokens for step in range(3)])
+    assert (tokens[:, -1] == 0).all()
+
+
+def test_family_differs_little_from_its_first_picture() -> None:
+    images = clip_batch(replace(TINY, families=20), step=0, seed=0).images.unflatten(0, (20, 3))
+    within = (images[:, 0] - images[:, 1]).abs().mean()
+    between = (images[:-1, 0] - images[1:, 0]).abs().mean()
+    assert within < between
+
+
+def test_training_seeds_are_not_held_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    seeds: list[int] = []
+    sample = shapes.sample
+    monkeypatch.setattr(shapes, "sample", lambda seed: (seeds.append(seed), sample(seed))[1])
+    clip_batch(TINY, step=0, seed=0)
+    assert max(seeds) < shapes.HELD_OUT_SEED
+    seeds.clear()
+    torch.manual_seed(0)
+    retrieval_accuracy(build_clip(TINY), TINY, families=3)
+    assert min(seeds) >= shapes.HELD_OUT_SEED
+
+
+def test_loss_falls() -> None:
+    torch.manual_seed(0)
+    model = build_clip(TINY)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    batch = clip_batch(TINY, step=0, seed=0)
+    losses = []
+    for _ in range(12):
+        loss, metrics = clip_loss(model, batch)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    assert losses[-1] < 0.7 * losses[0]
+    assert losses[-1] < math.log(len(batch.tokens))  # better than chance
+    assert set(metrics) == {"accuracy", "gain"}
+
+
+def test_loss_is_float32_under_autocast() -> None:
+    torch.manual_seed(0)
+    model, batch = build_clip(TINY), clip_batch(TINY, step=0, seed=0)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss, _ = clip_loss(model, batch)
+    assert loss.dtype == torch.float32
+    assert loss.item() == pytest.approx(clip_loss(model, batch)[0].item(), rel=0.05)
+
+
+def test_retrieval_is_a_share_and_repeats() -> None:
+    torch.manual_seed(0)
+    model = build_clip(TINY)
+    first = retrieval_accuracy(model, TINY, families=4)
+    assert set(first) == {"text_to_image", "image_to_text", "family"}
+    assert all(0 <= share <= 1 for share in first.values())
+    assert model.training
+    assert retrieval_accuracy(model, TINY, families=4) == first
+
+
+def test_saved_text_encoder_reads_as_the_config_says(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = build_clip(TINY).eval()
+    save_text_encoder(model, TINY, tmp_path / "text_encoder")
+    encoder = load_text_encoder(TINY.text_encoder_config, tmp_path)
+    prompts = ["a small red circle on the left", ""]
+    with torch.no_grad():
+        expected = model.encode_text(encoder.tokenizer(prompts, context_length=TINY.max_tokens))
+        pooled = encoder.encode(prompts).pooled @ model.text_projection
+    torch.testing.assert_close(pooled, expected, rtol=0, atol=1e-2)  # the folder holds float16
+
+
+def test_shipped_text_tower_fits_in_eleven_megabytes(tmp_path: Path) -> None:
+    config = ClipStageConfig()
+    save_text_encoder(build_clip(config), config, tmp_path)
+    assert (tmp_path / "open_clip_model.safetensors").stat().st_size < 11e6
+
+
+def test_config_comes_back_from_plain_data() -> None:
+    assert ClipStageConfig.from_dict(TINY.to_dict()) == TINY
+    with pytest.raises(OptionError, match="divisible"):
+        ClipStageConfig(text_width=50)
