@@ -1,9 +1,9 @@
 """Draw pictures from words with STAR (arXiv 2406.10797).
 
-    from star_cli import StarPipeline
+from star_cli import StarPipeline
 
-    image, = StarPipeline.from_pretrained()("a red circle")
-    image.save("circle.png")
+image, = StarPipeline.from_pretrained()("a red circle")
+image.save("circle.png")
 """
 
 from __future__ import annotations

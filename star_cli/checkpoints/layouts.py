@@ -1,6 +1,7 @@
 """Key layouts of the published models, as data: the only place where the official short names appear.
 
-A row says where a tensor goes and what is done to it, or that it is left out on purpose and why. `{...}` stands for any index.
+A row says where a tensor goes and what is done to it, or that it is left out on purpose and why. Braces stand for an
+index.
 """
 
 from __future__ import annotations
@@ -69,7 +70,11 @@ TRANSFORMER = [
 
 def _residual_block(official: str, ours: str) -> list[Row]:
     return [
-        *(row for part in ("norm1", "conv1", "norm2", "conv2") for row in _linear(f"{official}.{part}", f"{ours}.{part}")),
+        *(
+            row
+            for part in ("norm1", "conv1", "norm2", "conv2")
+            for row in _linear(f"{official}.{part}", f"{ours}.{part}")
+        ),
         *_linear(f"{official}.nin_shortcut", f"{ours}.shortcut"),
     ]
 

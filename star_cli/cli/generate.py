@@ -68,6 +68,8 @@ def generate(
         check_recipe_fits({"prompt": text, "negative": request.negative, "other keys": " " * 1000}, destination.format)
     for message in request.warnings:
         console.warn(message, quiet)
+    if force and out == "-":
+        console.warn("--force has no effect with --out -", quiet)
     with hushed(debug or is_debug(())):
         for image in _draw(request, quiet):
             _deliver(image, destination, json)

@@ -142,7 +142,8 @@ def _checked_recipe(path: Path) -> dict[str, Any]:
         raise RecipeError(f"{path}: its recipe does not say {', '.join(missing)}")
     for name, kinds in _RECIPE_TYPES.items():
         value = recipe[name]
-        if not isinstance(value, kinds) or isinstance(value, bool):
+        too_large = isinstance(value, int) and abs(value) >= 2**64  # no float holds some of these
+        if not isinstance(value, kinds) or isinstance(value, bool) or too_large:
             raise RecipeError(f"{path}: its recipe has a wrong {name}: {value!r}")
     return {name: recipe[name] for name in _RECIPE_TYPES}
 

@@ -12,7 +12,8 @@ app = typer.Typer(help="Train models from nothing.", no_args_is_help=True)
 RecipeOpt = Annotated[str, typer.Option("--recipe", help="A recipe that ships (star-shapes), or a TOML file.")]
 OutOpt = Annotated[Path, typer.Option("--out", help="Model folder to write when all stages are done.")]
 RunOpt = Annotated[
-    Path | None, typer.Option("--run", help="Folder for checkpoints and previews; a run there goes on. Default: runs/NAME.")
+    Path | None,
+    typer.Option("--run", help="Folder for checkpoints and previews; a run there goes on. Default: runs/NAME."),
 ]
 ThreadsOpt = Annotated[int | None, typer.Option("--threads", min=1, help="CPU threads; default: all cores.")]
 

@@ -34,7 +34,7 @@ class LoopConfig(Config):
     clip_norm: float = 2.0
     """Largest norm of all gradients together."""
     ema_decay: float = 0.0
-    """Decay of the moving average of the weights; 0 keeps none. With one, the averaged weights are what a stage gives."""
+    """Decay of the moving average of the weights, which is then what the stage gives; 0 keeps none."""
     precision: Literal["float32", "bfloat16"] = "bfloat16"
     """Precision of matrix products and convolutions in training (autocast)."""
     save_every: int = 250

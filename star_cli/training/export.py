@@ -62,7 +62,8 @@ def _model_card(recipe: Recipe, transformer: StarTransformer, recipe_name: str) 
     parameters = sum(parameter.numel() for parameter in transformer.parameters())
     sizes = " and ".join(f"{resolution}" for resolution in recipe.schedules)
     return (
-        f"# {recipe.name}\n\nA scale-wise text-to-image model for {sizes} pixels, trained by star-cli from generated scenes.\n\n"
-        f"- transformer: {parameters / 1e6:.1f} M parameters, depth {transformer.config.depth}, width {transformer.config.width}\n"
+        f"# {recipe.name}\n\n"
+        f"A scale-wise text-to-image model for {sizes} pixels, trained by star-cli from generated scenes.\n\n"
+        f"- transformer: {parameters / 1e6:.1f} M parameters, depth {transformer.config.depth}\n"
         f"- licence: {recipe.licence}\n- how it was made: `provenance` in config.json\n"
     )

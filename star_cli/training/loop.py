@@ -1,6 +1,7 @@
 """The loop every stage shares: batch, forward, loss, backward, step, average, save.
 
-Everything random in a batch is a function of the recipe's seed and the step, so a resumed run sees the batches it would have seen.
+Everything random in a batch is a function of the recipe's seed and the step, so a resumed run sees the batches it would
+have seen.
 """
 
 from __future__ import annotations
@@ -43,10 +44,10 @@ class Stage(nn.Module, ABC):
     def loss(self, batch: Any, step: int) -> tuple[Tensor, dict[str, float]]:
         """The loss of one batch, and figures worth showing. Called under autocast."""
 
-    def after_step(self, step: int) -> None:  # noqa: B027  # most stages have nothing to do here
+    def after_step(self, step: int) -> None:
         """Called after each optimiser step."""
 
-    def preview(self, path: Path) -> None:  # noqa: B027  # a preview is optional
+    def preview(self, path: Path) -> None:
         """Draw what the stage can do so far, as a PNG."""
 
 
@@ -134,7 +135,9 @@ class TrainingRun:
                 os.fsync(file.fileno())
             temporary.replace(self.folder / CHECKPOINT)
         except OSError as error:
-            raise TrainingError(f"cannot save {self.folder / CHECKPOINT}: {error.strerror}", "free some space") from error
+            raise TrainingError(
+                f"cannot save {self.folder / CHECKPOINT}: {error.strerror}", "free some space"
+            ) from error
         finally:
             temporary.unlink(missing_ok=True)
 
@@ -194,7 +197,10 @@ class TrainingRun:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         # the fused attention kernel's backward is slow on a CPU: a step takes about 1.5 times as long with it
-        with sdpa_kernel(SDPBackend.MATH), torch.autocast("cpu", torch.bfloat16, enabled=self.config.precision == "bfloat16"):
+        with (
+            sdpa_kernel(SDPBackend.MATH),
+            torch.autocast("cpu", torch.bfloat16, enabled=self.config.precision == "bfloat16"),
+        ):
             loss, metrics = self.stage.loss(batch, self.step)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()

@@ -131,7 +131,9 @@ def _star_recipe(values: Mapping[str, Any], schedules: Mapping[int, ScaleSchedul
     portions = tuple(Portion.from_dict(portion) for portion in values["portions"])
     for portion in portions:
         if portion.resolution not in schedules or portion.scales > len(schedules[portion.resolution]):
-            raise OptionError(f"portion of {portion.scales or 'all'} scales at {portion.resolution} px fits no schedule")
+            raise OptionError(
+                f"portion of {portion.scales or 'all'} scales at {portion.resolution} px fits no schedule"
+            )
     return StarRecipe(
         stage=StarStageConfig.from_dict(values["stage"]), loop=LoopConfig.from_dict(values["loop"]), portions=portions
     )

@@ -1,4 +1,4 @@
-"""Stage 2: the transformer learns to draw (STAR; VAR, section 3.1): cross-entropy over all scales under a block-causal mask.
+"""Stage 2: the transformer learns to draw, by cross-entropy over all scales under a block-causal mask (STAR; VAR, 3.1).
 
 Letters: B images, L tokens of the schedule, V codes.
 """
@@ -29,7 +29,6 @@ from star_cli.training.loop import BatchSource, Stage
 from star_cli.training.preview import save_grid
 
 
-
 @dataclass(frozen=True, kw_only=True)
 class Portion(Config):
     """One kind of batch of the mixture."""
@@ -41,7 +40,7 @@ class Portion(Config):
     share: float
     """How often it comes, relative to the other portions."""
     scales: int = 0
-    """Train on the first scales alone; 0 trains on all. Earlier scales never see later ones, so this is exact and much cheaper."""
+    """Train on the first scales alone; 0: on all. Earlier scales never see later ones: exact, and much cheaper."""
 
     def __post_init__(self) -> None:
         if self.batch_size < 1 or self.share <= 0 or self.scales < 0:
@@ -57,7 +56,7 @@ class StarStageConfig(Config):
     drop_text: float = 0.1
     """Share of captions replaced by the empty prompt, for guidance (STAR)."""
     scale_weight: Literal["token", "side"] = "side"
-    """Weight of a scale in the loss: its number of tokens (as published) or its side, which keeps small scales from drowning."""
+    """Weight of a scale in the loss: its number of tokens (as published), or its side: small scales count more."""
 
 
 @dataclass(frozen=True)
@@ -75,9 +74,20 @@ class TokenSource(BatchSource):
     """Batches from the token cache, with fresh captions."""
 
     def __init__(
-        self, cache: dict[int, Tensor], schedules: dict[int, ScaleSchedule], portions: Sequence[Portion], drop_text: float, seed: int
+        self,
+        cache: dict[int, Tensor],
+        schedules: dict[int, ScaleSchedule],
+        portions: Sequence[Portion],
+        drop_text: float,
+        seed: int,
     ):
-        self.cache, self.schedules, self.portions, self.drop_text, self.seed = cache, schedules, portions, drop_text, seed
+        self.cache, self.schedules, self.portions, self.drop_text, self.seed = (
+            cache,
+            schedules,
+            portions,
+            drop_text,
+            seed,
+        )
 
     def batch(self, step: int) -> StarBatch:
         """The batch of one step; the scene in row i of the cache is the one with seed i."""
@@ -170,7 +180,7 @@ class StarStage(Stage):
 
 @torch.no_grad()
 def initialise(transformer: StarTransformer) -> None:
-    """Weights before training (VAR's scheme): truncated normals, residual branches scaled down with depth, a small head."""
+    """Weights before training, as in VAR: truncated normals, branches scaled down with depth, a small head."""
     config = transformer.config
     std = (1 / config.width / 3) ** 0.5
     for module in transformer.modules():
@@ -180,7 +190,11 @@ def initialise(transformer: StarTransformer) -> None:
                 torch.nn.init.zeros_(module.bias)
     torch.nn.init.trunc_normal_(transformer.start_position, std=std)
     for block in transformer.blocks:
-        for branch in (block.self_attention.out, block.cross_attention.out if block.cross_attention else None, block.feed_forward.leave):
+        for branch in (
+            block.self_attention.out,
+            block.cross_attention.out if block.cross_attention else None,
+            block.feed_forward.leave,
+        ):
             if branch is not None:
                 branch.weight.div_((2 * config.depth) ** 0.5)
     transformer.head.weight.mul_(0.02)
@@ -194,5 +208,3 @@ def copy_levels(transformer: StarTransformer, source: ScaleSchedule, target: Sca
     for scale in range(len(target)):
         nearest = min(range(len(source)), key=lambda known: abs(source.progress(known) - target.progress(scale)))
         weight[target.first_level + scale] = trained[source.first_level + nearest]
-
-

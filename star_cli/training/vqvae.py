@@ -1,7 +1,7 @@
 """Stage 1: the multi-scale VQVAE on generated scenes (VAR, section 3.2 and algorithms 1 and 2).
 
-For the first part of the stage it is a plain autoencoder. Then k-means over multi-scale residuals gives the first codebook, and
-from there each code follows the mean of the residuals that chose it (van den Oord et al. 2017, appendix A.1).
+For the first part of the stage it is a plain autoencoder. Then k-means over multi-scale residuals gives the first
+codebook, and from there each code follows the mean of the residuals that chose it (van den Oord et al. 2017, A.1).
 
 Letters: B images, Z code width, V codes, h w latent.
 """
@@ -113,7 +113,9 @@ class VQVAEStage(Stage):
         super().__init__()
         self.config = config
         self.schedules = {schedule.last_side: schedule for schedule in schedules.values()}
-        self.schedules[config.crop // model.factor] = crop_schedule(next(iter(schedules.values())), config.crop // model.factor)
+        self.schedules[config.crop // model.factor] = crop_schedule(
+            next(iter(schedules.values())), config.crop // model.factor
+        )
         self.resolutions = sorted(schedules)
         self.plain_steps = round(config.plain_share * steps)
         self.source = ImageSource(config, self.resolutions, self.plain_steps, seed)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -54,12 +56,20 @@ def environment() -> dict[str, str]:
 
 
 @pytest.fixture
-def start(folder: Path, environment: dict[str, str]) -> Start:
-    """Starts `python -m star_cli` in the folder."""
+def start(folder: Path, environment: dict[str, str]) -> Iterator[Start]:
+    """Starts `python -m star_cli` in the folder; what still runs when the test ends is killed."""
+    started: list[subprocess.Popen[bytes]] = []
+    # A shell that runs the tests in the background has them, and all they start, ignore Ctrl-C.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def run(*arguments: str | bytes | Path, stdout: int = subprocess.PIPE) -> subprocess.Popen[bytes]:
-        return subprocess.Popen(
-            [*COMMAND, *arguments], cwd=folder, env=environment, stdout=stdout, stderr=subprocess.PIPE
-        )
+        command = [*COMMAND, *arguments]
+        process = subprocess.Popen(command, cwd=folder, env=environment, stdout=stdout, stderr=subprocess.PIPE)
+        started.append(process)
+        return process
 
-    return run
+    yield run
+    signal.signal(signal.SIGINT, before)
+    for process in started:
+        with process:  # closes its pipes, and waits for it
+            process.kill()

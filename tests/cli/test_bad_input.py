@@ -184,6 +184,7 @@ def test_unknown_model_is_refused(star: Star, folder: Path) -> None:
         ({"seed": "abc"}, "its recipe has a wrong seed: 'abc'"),
         ({"seed": True}, "its recipe has a wrong seed: True"),
         ({"prompt": None}, "its recipe has a wrong prompt: None"),
+        ({"guidance": 10**400}, "its recipe has a wrong guidance: 1000"),
         ({"top_p": 7}, "--top-p must be a number above 0 and at most 1, not 7"),
         ({"res": 48}, "draws 32 or 64 pixels, not 48"),
         ({"dtype": "float8"}, "float8"),

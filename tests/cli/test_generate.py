@@ -247,6 +247,10 @@ def test_prompt_of_20000_characters_is_drawn_and_the_rest_named_in_short(draw: S
     assert read_recipe(path)["prompt"] == LONG
 
 
+def test_flag_without_effect_is_said(draw: Star) -> None:
+    assert draw("x", "--out", "-", "--force").stderr == "warning: --force has no effect with --out -\n"
+
+
 def test_quiet_says_nothing(draw: Star) -> None:
     result = draw(LONG, "--quiet")
     assert (result.exit_code, result.stderr) == (0, "")

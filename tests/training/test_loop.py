@@ -57,7 +57,7 @@ def weights(stage: nn.Module) -> list[Tensor]:
     return [parameter.detach().clone() for parameter in stage.parameters()]
 
 
-def test_learning_rate_rises_then_falls():
+def test_learning_rate_rises_then_falls() -> None:
     rates = [learning_rate_at(step, LOOP) for step in range(7)]
     assert rates[0] == pytest.approx(5e-3)
     assert max(rates) == rates[2] == pytest.approx(1e-2)
@@ -67,7 +67,7 @@ def test_learning_rate_rises_then_falls():
 
 
 @pytest.mark.parametrize("cut", [1, 3, 6])
-def test_resumed_run_equals_uninterrupted_run(tmp_path: Path, cut: int):
+def test_resumed_run_equals_uninterrupted_run(tmp_path: Path, cut: int) -> None:
     whole = Line()
     train_stage(whole, LOOP, tmp_path / "whole")
     broken = Line(fails_at=cut)
@@ -78,7 +78,7 @@ def test_resumed_run_equals_uninterrupted_run(tmp_path: Path, cut: int):
     assert all(torch.equal(a, b) for a, b in zip(weights(whole), weights(resumed), strict=True))
 
 
-def test_finished_stage_is_taken_from_its_checkpoint(tmp_path: Path):
+def test_finished_stage_is_taken_from_its_checkpoint(tmp_path: Path) -> None:
     first, again = Line(), Line(fails_at=0)
     train_stage(first, LOOP, tmp_path)
     steps: list[Progress] = []
@@ -87,7 +87,7 @@ def test_finished_stage_is_taken_from_its_checkpoint(tmp_path: Path):
     assert all(torch.equal(a, b) for a, b in zip(weights(first), weights(again), strict=True))
 
 
-def test_stage_ends_with_averaged_weights_and_without_gradients(tmp_path: Path):
+def test_stage_ends_with_averaged_weights_and_without_gradients(tmp_path: Path) -> None:
     stage = Line()
     run = TrainingRun(stage, LOOP, tmp_path)
     run.train()
@@ -96,14 +96,14 @@ def test_stage_ends_with_averaged_weights_and_without_gradients(tmp_path: Path):
     assert not stage.training
 
 
-def test_infinite_gradients_skip_the_step_and_are_counted(tmp_path: Path):
+def test_infinite_gradients_skip_the_step_and_are_counted(tmp_path: Path) -> None:
     steps: list[Progress] = []
     train_stage(Infinite(), LOOP, tmp_path, steps.append)
     assert [step.metrics["skipped"] for step in steps] == [0, 0, 0, 1, 1, 1, 1]
     assert all(step.metrics["loss"] < 10 for step in steps if step.step != 4)
 
 
-def test_failed_save_leaves_the_previous_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_failed_save_leaves_the_previous_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = TrainingRun(Line(), LOOP, tmp_path)
     run.save()
     before = (tmp_path / CHECKPOINT).read_bytes()
@@ -119,7 +119,7 @@ def test_failed_save_leaves_the_previous_checkpoint(tmp_path: Path, monkeypatch:
     assert (tmp_path / CHECKPOINT).read_bytes() == before
 
 
-def test_checkpoint_of_another_architecture_is_refused(tmp_path: Path):
+def test_checkpoint_of_another_architecture_is_refused(tmp_path: Path) -> None:
     TrainingRun(Line(), LOOP, tmp_path).save()
     other = Line()
     other.layer = nn.Linear(1, 2)
@@ -127,7 +127,7 @@ def test_checkpoint_of_another_architecture_is_refused(tmp_path: Path):
         train_stage(other, LOOP, tmp_path)
 
 
-def test_bad_settings_are_refused():
+def test_bad_settings_are_refused() -> None:
     with pytest.raises(OptionError, match="learning_rate"):
         replace(LOOP, learning_rate=0.0)
     with pytest.raises(OptionError, match="no field"):

@@ -16,7 +16,7 @@ from star_cli.training.recipe import RECIPES, find_recipe, read_recipe
 TINY = Path(__file__).parent / "tiny.toml"
 
 
-def test_one_command_makes_a_model_that_draws(tmp_path: Path):
+def test_one_command_makes_a_model_that_draws(tmp_path: Path) -> None:
     out, run = tmp_path / "model", tmp_path / "run"
     command = ["train", "all", "--recipe", str(TINY), "--out", str(out), "--run", str(run), "--threads", "1"]
     result = CliRunner().invoke(app, command)
@@ -36,7 +36,7 @@ def test_one_command_makes_a_model_that_draws(tmp_path: Path):
     assert read_model_folder(out).hash == first
 
 
-def test_shipped_recipes_can_be_read():
+def test_shipped_recipes_can_be_read() -> None:
     names = [path.stem for path in RECIPES.glob("*.toml")]
     assert "star-shapes" in names
     for name in names:
@@ -57,7 +57,7 @@ def test_shipped_recipes_can_be_read():
         ("groups = 1", "groups = 3", "groups"),
     ],
 )
-def test_recipe_that_cannot_work_is_refused(tmp_path: Path, old: str, new: str, said: str):
+def test_recipe_that_cannot_work_is_refused(tmp_path: Path, old: str, new: str, said: str) -> None:
     text = TINY.read_text(encoding="utf-8")
     assert old in text
     (tmp_path / "bad.toml").write_text(text.replace(old, new, 1), encoding="utf-8")
@@ -65,7 +65,7 @@ def test_recipe_that_cannot_work_is_refused(tmp_path: Path, old: str, new: str, 
         read_recipe(tmp_path / "bad.toml")
 
 
-def test_unknown_recipe_names_those_that_exist():
+def test_unknown_recipe_names_those_that_exist() -> None:
     with pytest.raises(OptionError) as caught:
         find_recipe("stars")
     assert "star-shapes" in (caught.value.hint or "")

@@ -1,0 +1,141 @@
+"""Stage 2: batches, loss weights, prefixes, level rows of a larger resolution; the token cache."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from star_cli.data import shapes
+from star_cli.data.tokens import scene_tokens
+from star_cli.errors import OptionError
+from star_cli.models.config import TransformerConfig
+from star_cli.models.schedule import ScaleSchedule
+from star_cli.models.transformer import StarTransformer
+from star_cli.pipeline import StarPipeline
+from star_cli.training.star import Portion, StarBatch, StarStage, StarStageConfig, TokenSource, copy_levels
+
+SMALL, LARGE = ScaleSchedule((1, 2, 4)), ScaleSchedule((1, 2, 4, 8), 3)
+SCHEDULES = {32: SMALL, 64: LARGE}
+MODEL = TransformerConfig(depth=2, width=32, heads=2, codebook_size=16, code_dim=8, levels=7, text_width=32)
+PORTIONS = (Portion(resolution=32, batch_size=3, share=1.0), Portion(resolution=64, scales=2, batch_size=2, share=1.0))
+
+
+def make_source(drop_text: float = 0.0) -> TokenSource:
+    generator = torch.Generator().manual_seed(0)
+    cache = {
+        resolution: torch.randint(16, (9, schedule.length), generator=generator, dtype=torch.int16)
+        for resolution, schedule in SCHEDULES.items()
+    }
+    return TokenSource(cache, SCHEDULES, PORTIONS, drop_text, seed=0)
+
+
+def make_stage(pipeline: StarPipeline, weight: str = "side") -> StarStage:
+    torch.manual_seed(0)
+    config = StarStageConfig(scenes=9, scale_weight=weight)  # type: ignore[arg-type]
+    stage = StarStage(MODEL, config, SCHEDULES, pipeline.vqvae, pipeline.text_encoder, make_source())
+    torch.nn.init.normal_(stage.transformer.head.weight)
+    return stage
+
+
+def first_batch_at(resolution: int) -> StarBatch:
+    source = make_source()
+    return next(batch for batch in map(source.batch, range(100)) if batch.resolution == resolution)
+
+
+def test_batches_mix_the_portions_and_follow_from_the_step() -> None:
+    source = make_source()
+    batches = [source.batch(step) for step in range(20)]
+    assert {(batch.resolution, batch.scales, tuple(batch.tokens.shape)) for batch in batches} == {
+        (32, 3, (3, 21)),
+        (64, 2, (2, 5)),
+    }
+    again = make_source().batch(7)
+    assert torch.equal(again.tokens, batches[7].tokens)
+    assert again.captions == batches[7].captions
+
+
+def test_captions_belong_to_their_scenes_and_are_dropped_as_often_as_asked() -> None:
+    captions = [caption for step in range(40) for caption in make_source(0.25).batch(step).captions]
+    assert 0.1 < sum(not caption for caption in captions) / len(captions) < 0.4
+    known = {thing.shape for row in range(9) for thing in shapes.sample(row)[0].things}
+    assert known <= set(shapes.SHAPES)
+
+
+@pytest.mark.parametrize("weight", ["side", "token"])
+def test_loss_is_the_weighted_mean_over_scales(tiny_pipeline: StarPipeline, weight: str) -> None:
+    stage = make_stage(tiny_pipeline, weight)
+    batch = first_batch_at(32)
+    schedule = SCHEDULES[batch.resolution]
+    loss, metrics = stage.loss(batch, 0)
+    maps = [batch.tokens[:, schedule.slice(scale)] for scale in range(batch.scales)]
+    prompted = stage.transformer.prompt(tiny_pipeline.text_encoder.encode(batch.captions))
+    logits = stage.transformer(prompted, tiny_pipeline.vqvae.quantizer.teacher_input(maps, schedule), schedule)
+    surprise = -logits.log_softmax(-1).gather(-1, batch.tokens[..., None])[..., 0]
+    of_scale = torch.stack([surprise[:, schedule.slice(scale)].mean() for scale in range(batch.scales)])
+    shares = torch.tensor(schedule.sides if weight == "side" else schedule.sizes, dtype=torch.float32)
+    assert loss.item() == pytest.approx((of_scale * shares / shares.sum()).sum().item(), rel=1e-4)
+    assert metrics["per token"] == pytest.approx(surprise.mean().item(), rel=1e-4)
+
+
+def test_a_prefix_has_the_logits_of_the_whole_schedule(tiny_pipeline: StarPipeline) -> None:
+    stage = make_stage(tiny_pipeline)
+    tokens = torch.randint(16, (2, LARGE.length), generator=torch.Generator().manual_seed(1))
+    quantizer, prompted = (
+        tiny_pipeline.vqvae.quantizer,
+        stage.transformer.prompt(tiny_pipeline.text_encoder.encode(["a"] * 2)),
+    )
+    maps = [tokens[:, LARGE.slice(scale)] for scale in range(4)]
+    whole = stage.transformer(prompted, quantizer.teacher_input(maps, LARGE), LARGE)
+    prefix = LARGE.prefix(3)
+    # the loss hands the whole schedule to the quantiser: phi and the side of f_hat follow from it
+    short = stage.transformer(prompted, quantizer.teacher_input(maps[:3], LARGE), prefix)
+    assert torch.allclose(whole[:, : prefix.length], short, atol=1e-5)
+
+
+def test_new_level_rows_come_from_the_nearest_normalised_scale() -> None:
+    transformer = StarTransformer(MODEL)
+    before = transformer.level_embedding.weight.detach().clone()
+    copy_levels(transformer, SMALL, LARGE)
+    after = transformer.level_embedding.weight
+    assert torch.equal(after[:3], before[:3])
+    assert torch.equal(after[3:], before[[0, 1, 1, 2]])  # 0, 1/3, 2/3 and 1 beside 0, 1/2 and 1
+
+
+def test_training_lowers_the_loss(tiny_pipeline: StarPipeline) -> None:
+    stage = make_stage(tiny_pipeline)
+    batch = StarBatch(32, 3, first_batch_at(32).tokens[:2], ["a red circle", "a blue star"])
+    optimizer = torch.optim.AdamW(stage.parameters(), lr=3e-3)
+    losses = []
+    for _ in range(25):
+        loss, _ = stage.loss(batch, 0)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.5 * losses[0]
+
+
+def test_portion_that_cannot_be_is_refused() -> None:
+    with pytest.raises(OptionError, match="batch_size"):
+        Portion(resolution=32, batch_size=0, share=1.0)
+
+
+def test_token_cache_is_made_once_and_holds_the_tokens_of_its_scenes(
+    tiny_pipeline: StarPipeline, tmp_path: Path
+) -> None:
+    told: list[tuple[int, int]] = []
+    schedule = tiny_pipeline.schedules[32]
+    made = scene_tokens(tiny_pipeline.vqvae, schedule, 32, 4, 5, tmp_path, lambda *done: told.append(done))
+    assert made.shape == (5, schedule.length)
+    assert told == [(5, 5)]
+    (part,) = tmp_path.iterdir()
+    written = part.stat().st_mtime_ns
+    assert torch.equal(scene_tokens(tiny_pipeline.vqvae, schedule, 32, 4, 5, tmp_path), made)
+    assert part.stat().st_mtime_ns == written
+    image = shapes.render_tensor(shapes.sample(6)[0], 32)[None]
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        latent = tiny_pipeline.vqvae.encode(image.contiguous(memory_format=torch.channels_last))
+    tokens = torch.cat([tokens for tokens, _ in tiny_pipeline.vqvae.quantizer.encode_scales(latent, schedule)], dim=1)
+    assert (tokens[0] == made[2]).float().mean() > 0.9  # bfloat16 may decide a tie the other way in another batch
