@@ -43,7 +43,7 @@ def test_wheel_names_command_version_and_licence(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         (info,) = {name.split("/")[0] for name in archive.namelist() if ".dist-info/" in name}
         metadata = archive.read(f"{info}/METADATA").decode()
-        assert "star = star_cli.cli.app:main" in archive.read(f"{info}/entry_points.txt").decode()
+        assert "star = star_cli.__main__:main" in archive.read(f"{info}/entry_points.txt").decode()
         assert f"{info}/licenses/LICENSE" in archive.namelist()
     assert f"Version: {star_cli.__version__}\n" in metadata
     assert "License-Expression: MIT\n" in metadata

@@ -20,10 +20,11 @@ from star_cli.errors import OptionError
 from star_cli.generation.cache import random_generators
 from star_cli.generation.options import SamplingOptions
 from star_cli.generation.sampler import draw
+from star_cli.models.attention import CrossAttention, SelfAttention
 from star_cli.models.config import Config, TransformerConfig
 from star_cli.models.schedule import ScaleSchedule
 from star_cli.models.text import TextEncoder
-from star_cli.models.transformer import StarTransformer
+from star_cli.models.transformer import FeedForward, StarTransformer
 from star_cli.models.vqvae import MultiScaleVQVAE
 from star_cli.training.loop import BatchSource, Stage
 from star_cli.training.preview import save_grid
@@ -146,6 +147,10 @@ class StarStage(Stage):
         metrics = {f"side {side}": right[:, schedule.slice(i)].mean().item() for i, side in enumerate(schedule.sides)}
         return loss, {"per token": losses.detach().mean().item(), **metrics}
 
+    def tokens_attending(self, batch: StarBatch) -> int:
+        """Tokens of the scales in the batch."""
+        return batch.tokens.shape[1]
+
     def _token_weights(self, schedule: ScaleSchedule) -> Tensor:
         """Weight of each token, (L,), summing to 1."""
         if self.config.scale_weight == "token":
@@ -186,17 +191,14 @@ def initialise(transformer: StarTransformer) -> None:
     for module in transformer.modules():
         if isinstance(module, torch.nn.Linear | torch.nn.Embedding):
             torch.nn.init.trunc_normal_(module.weight, std=std)
-            if getattr(module, "bias", None) is not None:
-                torch.nn.init.zeros_(module.bias)
+        if isinstance(module, torch.nn.Linear) and module.bias is not None:
+            torch.nn.init.zeros_(module.bias)
     torch.nn.init.trunc_normal_(transformer.start_position, std=std)
-    for block in transformer.blocks:
-        for branch in (
-            block.self_attention.out,
-            block.cross_attention.out if block.cross_attention else None,
-            block.feed_forward.leave,
-        ):
-            if branch is not None:
-                branch.weight.div_((2 * config.depth) ** 0.5)
+    for module in transformer.modules():
+        if isinstance(module, SelfAttention | CrossAttention):
+            module.out.weight.div_((2 * config.depth) ** 0.5)
+        elif isinstance(module, FeedForward):
+            module.leave.weight.div_((2 * config.depth) ** 0.5)
     transformer.head.weight.mul_(0.02)
 
 

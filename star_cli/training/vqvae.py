@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from star_cli.data import shapes
 from star_cli.errors import OptionError
 from star_cli.models.config import Config, VQVAEConfig
-from star_cli.models.quantizer import MultiScaleQuantizer
+from star_cli.models.quantizer import MultiScaleQuantizer, Phi
 from star_cli.models.schedule import ScaleSchedule
 from star_cli.models.vqvae import MultiScaleVQVAE, PixelAttention, ResidualBlock
 from star_cli.training.loop import BatchSource, Stage
@@ -122,16 +122,14 @@ class VQVAEStage(Stage):
         self.vqvae = MultiScaleVQVAE(model).to(memory_format=torch.channels_last)
         self.vqvae.quantizer.codebook.requires_grad_(False)  # a moving average, not a parameter of the optimiser
         start_as_shortcuts(self.vqvae)
-        for phi in self.vqvae.quantizer.phi:
-            nn.init.dirac_(phi.conv.weight)  # begin as the identity
-            nn.init.zeros_(phi.conv.bias)
         self.average = CodebookAverage(model.codebook_size, model.code_dim, config)
 
     def loss(self, batch: Tensor, step: int) -> tuple[Tensor, dict[str, float]]:
         """Reconstruction and quantisation loss; moves the codebook on the way."""
         images = batch.contiguous(memory_format=torch.channels_last)
         latent = self.vqvae.encode(images)
-        quantized, vq_loss, metrics = latent, latent.new_zeros(()), {}
+        quantized, vq_loss = latent, latent.new_zeros(())
+        metrics: dict[str, float] = {}
         if step >= self.plain_steps:
             with torch.autocast("cpu", enabled=False):
                 if step == self.plain_steps:
@@ -189,12 +187,16 @@ def crop_schedule(schedule: ScaleSchedule, side: int) -> ScaleSchedule:
 
 
 def start_as_shortcuts(vqvae: MultiScaleVQVAE) -> None:
-    """Every residual branch begins at zero, so that colours pass through from the first step."""
+    """Every residual branch begins at zero and every phi as the identity: colours pass through from the first step."""
     for module in vqvae.modules():
         if isinstance(module, ResidualBlock):
             nn.init.zeros_(module.conv2.weight)
         elif isinstance(module, PixelAttention):
             nn.init.zeros_(module.out.weight)
+        elif isinstance(module, Phi):
+            nn.init.dirac_(module.conv.weight)
+            if module.conv.bias is not None:
+                nn.init.zeros_(module.conv.bias)
 
 
 def reconstruct(vqvae: MultiScaleVQVAE, images: Tensor, schedules: dict[int, ScaleSchedule]) -> Tensor:
@@ -237,6 +239,7 @@ class CodebookAverage(nn.Module):
 
     counts: Tensor
     sums: Tensor
+    dead_below: Tensor
 
     def __init__(self, codes: int, width: int, config: VQVAEStageConfig):
         super().__init__()
