@@ -71,7 +71,7 @@ def write_model_folder(
         ModelFolderError: the parts do not fit together, `path` holds something else, or writing fails.
     """
     path = Path(path)
-    _refuse_to_replace_other_things(path)
+    check_target(path)
     if text_encoder_folder is not None:
         text_encoder_config = replace(text_encoder_config, source=TEXT_FOLDER)
     folder = ModelFolder(
@@ -107,7 +107,12 @@ def write_model_folder(
     return read_model_folder(path)
 
 
-def _refuse_to_replace_other_things(path: Path) -> None:
+def check_target(path: Path) -> None:
+    """Refuse a path that holds something else than a model folder; long work asks this before it begins.
+
+    Raises:
+        ModelFolderError: it does.
+    """
     if path.is_dir() and ((path / CONFIG_FILE).is_file() or not any(path.iterdir())):
         return
     if path.exists():

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from star_cli.cli import console, options
+
 app = typer.Typer(help="Train models from nothing.", no_args_is_help=True)
 
 RecipeOpt = Annotated[str, typer.Option("--recipe", help="A recipe that ships (star-shapes), or a TOML file.")]
@@ -25,7 +27,11 @@ def train() -> None:
 
 @app.command("all")
 def train_all(
-    out: OutOpt, recipe: RecipeOpt = "star-shapes", run: RunOpt = None, threads: ThreadsOpt = None, quiet: bool = False
+    out: OutOpt,
+    recipe: RecipeOpt = "star-shapes",
+    run: RunOpt = None,
+    threads: ThreadsOpt = None,
+    quiet: options.QuietOpt = False,
 ) -> None:
     """Train every stage of a recipe (CLIP, VQVAE, transformer, finetune) and write the model folder.
 
@@ -33,12 +39,13 @@ def train_all(
     """
     import torch
 
-    from star_cli.cli import console
+    from star_cli.checkpoints.writing import check_target
     from star_cli.training.export import export_model
     from star_cli.training.recipe import find_recipe, make_model, read_recipe
 
     path = find_recipe(recipe)
     plan = read_recipe(path)
+    check_target(out)
     if threads:
         torch.set_num_threads(threads)
     with console.training(quiet) as panel:

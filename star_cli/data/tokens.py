@@ -5,6 +5,7 @@ Letters: L tokens of the schedule.
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -38,14 +39,15 @@ def scene_tokens(
         resolution: pixels per side.
         first_seed: seed of the first scene.
         count: number of scenes.
-        folder: parts of the cache; those already there are read, not made again.
+        folder: parts of the cache; those already there are read, not made again. Their names tell tokenizer and sides.
         on_part: called with scenes done and their total.
     """
     folder.mkdir(parents=True, exist_ok=True)
     parts = []
+    maker = _fingerprint(vqvae, schedule)
     for start in range(0, count, PART):
         size = min(PART, count - start)
-        path = folder / f"{resolution}-{first_seed + start}-{size}.safetensors"
+        path = folder / f"{resolution}-{maker}-{first_seed + start}-{size}.safetensors"
         if not path.exists():
             tokens = _encode(vqvae, schedule, resolution, range(first_seed + start, first_seed + start + size))
             temporary = path.with_suffix(f".{os.getpid()}.tmp")
@@ -55,6 +57,14 @@ def scene_tokens(
         if on_part is not None:
             on_part(start + size, count)
     return torch.cat(parts)
+
+
+def _fingerprint(vqvae: MultiScaleVQVAE, schedule: ScaleSchedule) -> str:
+    """Changes when other tokens would come out."""
+    told = hashlib.sha256(repr((schedule.sides, vqvae.config)).encode())
+    for value in vqvae.state_dict().values():
+        told.update(value.contiguous().numpy().tobytes())
+    return told.hexdigest()[:12]
 
 
 @torch.no_grad()

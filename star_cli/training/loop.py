@@ -253,6 +253,12 @@ class TrainingRun:
             parameters[key].copy_(value)
 
 
+def is_finished(folder: Path, config: LoopConfig) -> bool:
+    """Whether a stage's checkpoint there is that of its last step."""
+    path = folder / CHECKPOINT
+    return path.exists() and torch.load(path, map_location="cpu", weights_only=True, mmap=True)["step"] >= config.steps
+
+
 def train_stage(stage: Stage, config: LoopConfig, folder: Path, on_progress: OnProgress | None = None) -> float:
     """Train a stage, or take it from its finished checkpoint; gives the seconds it took in all sessions together."""
     run = TrainingRun(stage, config, folder)

@@ -20,10 +20,11 @@ from star_cli.models.vqvae import MultiScaleVQVAE
 from star_cli.training.clip import ClipStageConfig, save_text_encoder
 from star_cli.training.clip_stage import ClipStage
 from star_cli.training.config import LoopConfig, read_toml
-from star_cli.training.loop import OnProgress, train_stage
+from star_cli.training.loop import OnProgress, is_finished, train_stage
 from star_cli.training.star import Portion, StarStage, StarStageConfig, TokenSource, copy_levels
 from star_cli.training.vqvae import VQVAEStage, VQVAEStageConfig
 
+STORED = ("float32", "bfloat16", "float16")
 RECIPES = Path(__file__).parent / "recipes"
 
 
@@ -112,7 +113,7 @@ def _parse(values: Mapping[str, Any]) -> Recipe:
     known = {*plain, "resolutions", "sampling", "clip", "vqvae", "star", "finetune"}
     if unknown := sorted(set(values) - known):
         raise OptionError(f"unknown field {', '.join(unknown)}")
-    return Recipe(
+    recipe = Recipe(
         **{key: values[key] for key in plain},
         schedules=schedules,
         sampling=SamplingOptions.from_dict(values["sampling"]),
@@ -125,6 +126,23 @@ def _parse(values: Mapping[str, Any]) -> Recipe:
         star=_star_recipe(values["star"], schedules),
         finetune=_star_recipe(values["finetune"], schedules),
     )
+    _check_parts_fit(recipe)
+    return recipe
+
+
+def _check_parts_fit(recipe: Recipe) -> None:
+    """What would otherwise be found out after an hour."""
+    factor = recipe.vqvae_model.factor
+    for resolution, schedule in recipe.schedules.items():
+        if schedule.last_side * factor != resolution:
+            raise OptionError(f"the schedule of {resolution} px ends at {schedule.last_side * factor} px")
+    if recipe.default_resolution not in recipe.schedules:
+        raise OptionError(f"default_resolution {recipe.default_resolution} has no schedule")
+    if recipe.store not in STORED:
+        raise OptionError(f"store must be one of {', '.join(STORED)}, not {recipe.store}")
+    for crop in (recipe.vqvae.crop, recipe.vqvae.plain_crop):
+        if crop % factor or crop > min(recipe.schedules):
+            raise OptionError(f"a crop of {crop} px is no multiple of {factor}, or larger than the smallest picture")
 
 
 def _star_recipe(values: Mapping[str, Any], schedules: Mapping[int, ScaleSchedule]) -> StarRecipe:
@@ -203,7 +221,8 @@ def _star_stage(
     on_cache: OnCache | None,
 ) -> StarStage:
     cache = {}
-    for resolution in sorted({portion.resolution for portion in part.portions}):
+    needed = {portion.resolution for portion in part.portions} if not is_finished(run / name, part.loop) else set()
+    for resolution in sorted(needed):
         on_part = None if on_cache is None else _named(on_cache, f"tokens at {resolution} px")
         schedule = recipe.schedules[resolution]
         cache[resolution] = scene_tokens(vqvae, schedule, resolution, 0, part.stage.scenes, run / "tokens", on_part)

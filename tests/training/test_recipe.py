@@ -55,6 +55,10 @@ def test_shipped_recipes_can_be_read() -> None:
         ("scales = 2", "scales = 9", "fits no schedule"),
         ("[clip]", "[clip", "no valid TOML"),
         ("groups = 1", "groups = 3", "groups"),
+        ("32 = [1, 2, 4]", "32 = [1, 2, 5]", "ends at 40 px"),
+        ("default_resolution = 32", "default_resolution = 48", "has no schedule"),
+        ('store = "float16"', 'store = "int8"', "store"),
+        ("plain_crop = 16", "plain_crop = 20", "crop of 20"),
     ],
 )
 def test_recipe_that_cannot_work_is_refused(tmp_path: Path, old: str, new: str, said: str) -> None:
@@ -63,6 +67,15 @@ def test_recipe_that_cannot_work_is_refused(tmp_path: Path, old: str, new: str, 
     (tmp_path / "bad.toml").write_text(text.replace(old, new, 1), encoding="utf-8")
     with pytest.raises(OptionError, match=said):
         read_recipe(tmp_path / "bad.toml")
+
+
+def test_target_that_holds_something_else_is_refused_before_training(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine", encoding="utf-8")
+    command = ["train", "all", "--recipe", str(TINY), "--out", str(tmp_path), "--run", str(tmp_path / "run")]
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 2
+    assert "error:" in result.stderr
+    assert not (tmp_path / "run").exists()
 
 
 def test_unknown_recipe_names_those_that_exist() -> None:
