@@ -10,19 +10,21 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from star_cli.data import shapes
 from star_cli.errors import OptionError
 from star_cli.models.config import Config, TextEncoderConfig
 from star_cli.models.text_open_clip import load_tokenizer, save_open_clip_text
+from star_cli.training.reading import Reader, scene_labels
 
 _TRIES = 8
 """Variants drawn for each one that a family needs, before its scene is given up."""
@@ -54,6 +56,10 @@ class ClipStageConfig(Config):
     """Scenes of a batch that were drawn independently of each other."""
     variants: int = 3
     """Further scenes of each family: hard negatives that differ from the first in one respect."""
+    readings: int = 128
+    """Captions without image beside them, for the reading loss alone."""
+    reading_weight: float = 1.0
+    """Weight of the reading loss, see `reading.py`."""
 
     def __post_init__(self) -> None:
         if self.text_width % self.text_heads or self.vision_width % 32:
@@ -99,15 +105,17 @@ class ClipBatch:
 
     Args:
         images: (B, 3, H, W), -1..1.
-        tokens: captions, (B, T), int64.
+        tokens: captions, (B + more, T), int64; those after the first B have no image.
+        labels: what the scenes of all these captions show, (B + more, A), int64.
     """
 
     images: Tensor
     tokens: Tensor
+    labels: Tensor
 
     def to(self, device: torch.device | str) -> ClipBatch:
         """The same pairs on another device."""
-        return ClipBatch(self.images.to(device), self.tokens.to(device))
+        return ClipBatch(self.images.to(device), self.tokens.to(device), self.labels.to(device))
 
 
 def build_clip(config: ClipStageConfig) -> nn.Module:
@@ -122,26 +130,36 @@ def clip_batch(config: ClipStageConfig, step: int, seed: int) -> ClipBatch:
     """The batch of one training step: a function of `seed` and `step` alone, so that a resumed run sees the same."""
     rng = random.Random(f"clip {seed} {step}")
     first_seeds = iter(lambda: rng.randrange(shapes.HELD_OUT_SEED), None)
-    return _batch(config, first_seeds, rng)
+    groups = _families(config, first_seeds, rng, config.families)
+    readings = [shapes.sample(next(first_seeds)) for _ in range(config.readings)]
+    return _collate(config, [pair for group in groups for pair in group], readings)
 
 
-def clip_loss(model: nn.Module, batch: ClipBatch) -> tuple[Tensor, dict[str, float]]:
-    """open_clip's contrastive loss in float32, and what to show of it.
+def clip_loss(
+    model: nn.Module, batch: ClipBatch, reader: Reader | None = None, reading_weight: float = 1.0
+) -> tuple[Tensor, dict[str, float]]:
+    """open_clip's contrastive loss in float32, plus the reading loss where there is a reader.
 
     Returns:
-        The loss, and `accuracy`: share of captions that find their image in the batch.
+        The loss; `accuracy`, the share of captions that find their image in the batch; `read`, the share of captions of
+        which the reader tells everything right.
     """
     from open_clip import ClipLoss
 
     images = model.encode_image(batch.images, normalize=True)  # type: ignore[operator]  # (B, E)
-    captions = model.encode_text(batch.tokens, normalize=True)  # type: ignore[operator]  # (B, E)
+    features = model.encode_text(batch.tokens)  # type: ignore[operator]  # (B + more, E)
+    captions = F.normalize(features[: len(images)], dim=-1)
     with torch.autocast(batch.images.device.type, enabled=False):
         gain = model.logit_scale.clamp(max=math.log(100)).exp()  # type: ignore[operator]  # CLIP, section 2.5
         loss = ClipLoss()(images.float(), captions.float(), gain)
     with torch.no_grad():
         found = (captions.float() @ images.float().T).argmax(dim=1)
         accuracy = (found == torch.arange(len(found), device=found.device)).float().mean()
-    return loss, {"accuracy": accuracy.item(), "gain": gain.item()}
+    metrics = {"accuracy": accuracy.item(), "gain": gain.item()}
+    if reader is not None:
+        reading_loss, read = reader(features, batch.labels)
+        loss, metrics["read"] = loss + reading_weight * reading_loss, read.item()
+    return loss, metrics
 
 
 @torch.no_grad()
@@ -188,11 +206,6 @@ def save_text_encoder(model: nn.Module, config: ClipStageConfig, folder: Path) -
     save_open_clip_text(model, config.open_clip_config, folder)
 
 
-def _batch(config: ClipStageConfig, first_seeds: Iterator[int], rng: random.Random) -> ClipBatch:
-    groups = _families(config, first_seeds, rng, config.families)
-    return _collate(config, [pair for group in groups for pair in group])
-
-
 def _families(
     config: ClipStageConfig, first_seeds: Iterator[int], rng: random.Random, count: int
 ) -> Iterator[list[tuple[shapes.Scene, str]]]:
@@ -220,9 +233,13 @@ def _families(
             yield list(family.items())
 
 
-def _collate(config: ClipStageConfig, pairs: list[tuple[shapes.Scene, str]]) -> ClipBatch:
+def _collate(
+    config: ClipStageConfig, pairs: list[tuple[shapes.Scene, str]], readings: Sequence[tuple[shapes.Scene, str]] = ()
+) -> ClipBatch:
     images = torch.stack([shapes.render_tensor(scene, config.image_size) for scene, _ in pairs])
-    return ClipBatch(images, _tokenizer(config.max_tokens)([caption for _, caption in pairs]))
+    told = [*pairs, *readings]
+    tokens = _tokenizer(config.max_tokens)([caption for _, caption in told])
+    return ClipBatch(images, tokens, scene_labels([scene for scene, _ in told]))
 
 
 @lru_cache(maxsize=2)

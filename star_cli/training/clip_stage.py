@@ -6,6 +6,7 @@ from torch import Tensor
 
 from star_cli.training.clip import ClipBatch, ClipStageConfig, build_clip, clip_batch, clip_loss
 from star_cli.training.loop import BatchSource, Stage
+from star_cli.training.reading import Reader
 
 
 class CaptionedSource(BatchSource):
@@ -28,7 +29,9 @@ class ClipStage(Stage):
         super().__init__()
         self.source = CaptionedSource(config, seed)
         self.clip = build_clip(config)
+        self.reader = Reader(config.embed_width)
+        self.reading_weight = config.reading_weight
 
     def loss(self, batch: ClipBatch, step: int) -> tuple[Tensor, dict[str, float]]:
-        """The contrastive loss."""
-        return clip_loss(self.clip, batch)
+        """The contrastive loss and the reading loss."""
+        return clip_loss(self.clip, batch, self.reader, self.reading_weight)

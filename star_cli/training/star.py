@@ -204,9 +204,9 @@ def initialise(transformer: StarTransformer) -> None:
 
 @torch.no_grad()
 def copy_levels(transformer: StarTransformer, source: ScaleSchedule, target: ScaleSchedule) -> None:
-    """Level rows of a new schedule from those of a trained one: each takes the row of the nearest normalised scale."""
+    """Level rows of a new schedule from those of a trained one: each scale takes the row of the nearest side."""
     weight = transformer.level_embedding.weight
     trained = weight.clone()
     for scale in range(len(target)):
-        nearest = min(range(len(source)), key=lambda known: abs(source.progress(known) - target.progress(scale)))
+        nearest = min(range(len(source)), key=lambda known: abs(source.sides[known] - target.sides[scale]))
         weight[target.first_level + scale] = trained[source.first_level + nearest]

@@ -12,6 +12,7 @@ import torch
 from star_cli.data import shapes
 from star_cli.errors import OptionError
 from star_cli.models.text import load_text_encoder
+from star_cli.training import reading
 from star_cli.training.clip import (
     ClipStageConfig,
     build_clip,
@@ -20,6 +21,7 @@ from star_cli.training.clip import (
     retrieval_accuracy,
     save_text_encoder,
 )
+from star_cli.training.reading import Reader, scene_labels
 
 TINY = ClipStageConfig(
     embed_width=16,
@@ -31,6 +33,7 @@ TINY = ClipStageConfig(
     vision_layers=1,
     families=4,
     variants=2,
+    readings=0,
 )
 
 
@@ -140,3 +143,39 @@ def test_config_comes_back_from_plain_data() -> None:
     assert ClipStageConfig.from_dict(TINY.to_dict()) == TINY
     with pytest.raises(OptionError, match="divisible"):
         ClipStageConfig(text_width=50)
+
+
+def test_reading_loss_knows_what_a_scene_shows() -> None:
+    config = replace(TINY, readings=5)
+    batch = clip_batch(config, step=0, seed=0)
+    assert batch.tokens.shape == (17, 48)
+    assert batch.labels.shape == (17, 16)
+    scene = shapes.Scene("grey", (shapes.Thing("circle", "red", "small", 0.25, 0.5),))
+    labels = scene_labels([scene])[0].tolist()
+    assert labels[0] == list(shapes.BACKGROUNDS).index("grey")
+    assert labels[1:4] == [1, 1, 1]  # the first shape, colour and size
+    assert labels[6:] == [0] * 10  # two empty slots
+    reader = Reader(16)
+    loss, metrics = clip_loss(build_clip(config), batch, reader)
+    loss.backward()
+    assert reader.answers.weight.grad is not None
+    assert 0 <= metrics["read"] <= 1
+    alone, _ = clip_loss(build_clip(config), batch)
+    assert alone < loss
+
+
+def test_reader_that_knows_the_answers_reads_everything() -> None:
+    labels = scene_labels([shapes.scene(seed) for seed in range(6)])
+    reader = Reader(6)
+    with torch.no_grad():
+        reader.answers.weight.zero_()
+        reader.answers.bias.zero_()
+        first = 0
+        for column, (low, high) in enumerate(reading._BOUNDS):
+            for row in range(6):
+                reader.answers.weight[low + labels[row, column], row] = 20.0
+            assert low == first
+            first = high
+    loss, right = reader(torch.eye(6), labels)
+    assert loss < 1e-3
+    assert right == 1

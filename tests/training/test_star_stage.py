@@ -94,13 +94,13 @@ def test_a_prefix_has_the_logits_of_the_whole_schedule(tiny_pipeline: StarPipeli
     assert torch.allclose(whole[:, : prefix.length], short, atol=1e-5)
 
 
-def test_new_level_rows_come_from_the_nearest_normalised_scale() -> None:
+def test_new_level_rows_come_from_the_scale_with_the_nearest_side() -> None:
     transformer = StarTransformer(MODEL)
     before = transformer.level_embedding.weight.detach().clone()
     copy_levels(transformer, SMALL, LARGE)
     after = transformer.level_embedding.weight
     assert torch.equal(after[:3], before[:3])
-    assert torch.equal(after[3:], before[[0, 1, 1, 2]])  # 0, 1/3, 2/3 and 1 beside 0, 1/2 and 1
+    assert torch.equal(after[3:], before[[0, 1, 2, 2]])  # sides 1 2 4 8 beside 1 2 4
 
 
 def test_training_lowers_the_loss(tiny_pipeline: StarPipeline) -> None:
