@@ -34,7 +34,7 @@ def _labels(scene: Scene) -> list[int]:
     labels = [list(BACKGROUNDS).index(scene.background)]
     for thing in scene.things:
         told = (thing.shape, thing.colour, thing.size, thing.x, thing.y)
-        labels += [1 + values.index(value) for values, value in zip(_THING, told, strict=True)]  # type: ignore[arg-type]
+        labels += [1 + values.index(value) for values, value in zip(_THING, told, strict=True)]
     return labels + [0] * (len(_CHOICES) - len(labels))
 
 
