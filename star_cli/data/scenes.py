@@ -23,7 +23,7 @@ COLOURS = {
     "black": (16, 16, 16),
 }
 BACKGROUNDS = COLOURS | {"grey": (184, 184, 184)}
-SIZES = {"small": 0.1, "medium": 0.15, "large": 0.215}  # half the side of the box a thing is drawn in
+SIZES = {"small": 0.11, "medium": 0.15, "large": 0.215}  # half the side of the box a thing is drawn in
 
 LOW, MIDDLE, HIGH = 0.25, 0.5, 0.75
 ENDS_OF_THREE = (0.17, 0.5, 0.83)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -56,8 +56,10 @@ class ClipStageConfig(Config):
     """Scenes of a batch that were drawn independently of each other."""
     variants: int = 3
     """Further scenes of each family: hard negatives that differ from the first in one respect."""
-    readings: int = 128
-    """Captions without image beside them, for the reading loss alone."""
+    reading_share: float = 0.7
+    """Share of batches that are captions alone, for the reading loss: no image tower, no hard negatives, so cheap."""
+    reading_batch_size: int = 256
+    """Captions in such a batch."""
     reading_weight: float = 1.0
     """Weight of the reading loss, see `reading.py`."""
 
@@ -104,18 +106,19 @@ class ClipBatch:
     """Pairs of image and caption; families stand together.
 
     Args:
-        images: (B, 3, H, W), -1..1.
-        tokens: captions, (B + more, T), int64; those after the first B have no image.
-        labels: what the scenes of all these captions show, (B + more, A), int64.
+        images: (B, 3, H, W), -1..1; None in a batch of captions alone.
+        tokens: captions, (B, T), int64.
+        labels: what their scenes show, (B, A), int64.
     """
 
-    images: Tensor
+    images: Tensor | None
     tokens: Tensor
     labels: Tensor
 
     def to(self, device: torch.device | str) -> ClipBatch:
         """The same pairs on another device."""
-        return ClipBatch(self.images.to(device), self.tokens.to(device), self.labels.to(device))
+        images = None if self.images is None else self.images.to(device)
+        return ClipBatch(images, self.tokens.to(device), self.labels.to(device))
 
 
 def build_clip(config: ClipStageConfig) -> nn.Module:
@@ -130,15 +133,30 @@ def clip_batch(config: ClipStageConfig, step: int, seed: int) -> ClipBatch:
     """The batch of one training step: a function of `seed` and `step` alone, so that a resumed run sees the same."""
     rng = random.Random(f"clip {seed} {step}")
     first_seeds = iter(lambda: rng.randrange(shapes.HELD_OUT_SEED), None)
+    if rng.random() < config.reading_share:
+        pairs = [shapes.sample(next(first_seeds)) for _ in range(config.reading_batch_size)]
+        return _collate(config, pairs, with_images=False)
     groups = _families(config, first_seeds, rng, config.families)
-    readings = [shapes.sample(next(first_seeds)) for _ in range(config.readings)]
-    return _collate(config, [pair for group in groups for pair in group], readings)
+    return _collate(config, [pair for group in groups for pair in group])
+
+
+def pooled_text(model: nn.Module, tokens: Tensor) -> Tensor:
+    """What `open_clip.CLIP.encode_text` gives, (B, E), without the work on padding behind the longest caption.
+
+    The tower is causal and its feature that of the end of text, so the padding changes nothing.
+    """
+    end = tokens.argmax(dim=1)  # end of text has the largest id
+    length = int(end.max()) + 1
+    x = model.token_embedding(tokens[:, :length]) + model.positional_embedding[:length]  # type: ignore[operator,index]
+    x = model.ln_final(model.transformer(x, attn_mask=model.attn_mask[:length, :length]))  # type: ignore[operator,index]
+    pooled: Tensor = x[torch.arange(len(x), device=x.device), end] @ model.text_projection
+    return pooled
 
 
 def clip_loss(
     model: nn.Module, batch: ClipBatch, reader: Reader | None = None, reading_weight: float = 1.0
 ) -> tuple[Tensor, dict[str, float]]:
-    """open_clip's contrastive loss in float32, plus the reading loss where there is a reader.
+    """open_clip's contrastive loss in float32 where there are images, plus the reading loss where there is a reader.
 
     Returns:
         The loss; `accuracy`, the share of captions that find their image in the batch; `read`, the share of captions of
@@ -146,16 +164,18 @@ def clip_loss(
     """
     from open_clip import ClipLoss
 
-    images = model.encode_image(batch.images, normalize=True)  # type: ignore[operator]  # (B, E)
-    features = model.encode_text(batch.tokens)  # type: ignore[operator]  # (B + more, E)
-    captions = F.normalize(features[: len(images)], dim=-1)
-    with torch.autocast(batch.images.device.type, enabled=False):
-        gain = model.logit_scale.clamp(max=math.log(100)).exp()  # type: ignore[operator]  # CLIP, section 2.5
-        loss = ClipLoss()(images.float(), captions.float(), gain)
-    with torch.no_grad():
-        found = (captions.float() @ images.float().T).argmax(dim=1)
-        accuracy = (found == torch.arange(len(found), device=found.device)).float().mean()
-    metrics = {"accuracy": accuracy.item(), "gain": gain.item()}
+    features = pooled_text(model, batch.tokens)  # (B, E)
+    loss, metrics = features.new_zeros(()), {}
+    if batch.images is not None:
+        images = model.encode_image(batch.images, normalize=True)  # type: ignore[operator]  # (B, E)
+        captions = F.normalize(features, dim=-1)
+        with torch.autocast(batch.images.device.type, enabled=False):
+            gain = model.logit_scale.clamp(max=math.log(100)).exp()  # type: ignore[operator]  # CLIP, section 2.5
+            loss = ClipLoss()(images.float(), captions.float(), gain)
+        with torch.no_grad():
+            found = (captions.float() @ images.float().T).argmax(dim=1)
+            accuracy = (found == torch.arange(len(found), device=found.device)).float().mean()
+        metrics |= {"accuracy": accuracy.item(), "gain": gain.item()}
     if reader is not None:
         reading_loss, read = reader(features, batch.labels)
         loss, metrics["read"] = loss + reading_weight * reading_loss, read.item()
@@ -233,13 +253,12 @@ def _families(
             yield list(family.items())
 
 
-def _collate(
-    config: ClipStageConfig, pairs: list[tuple[shapes.Scene, str]], readings: Sequence[tuple[shapes.Scene, str]] = ()
-) -> ClipBatch:
-    images = torch.stack([shapes.render_tensor(scene, config.image_size) for scene, _ in pairs])
-    told = [*pairs, *readings]
-    tokens = _tokenizer(config.max_tokens)([caption for _, caption in told])
-    return ClipBatch(images, tokens, scene_labels([scene for scene, _ in told]))
+def _collate(config: ClipStageConfig, pairs: list[tuple[shapes.Scene, str]], with_images: bool = True) -> ClipBatch:
+    images = (
+        torch.stack([shapes.render_tensor(scene, config.image_size) for scene, _ in pairs]) if with_images else None
+    )
+    tokens = _tokenizer(config.max_tokens)([caption for _, caption in pairs])
+    return ClipBatch(images, tokens, scene_labels([scene for scene, _ in pairs]))
 
 
 @lru_cache(maxsize=2)

@@ -19,6 +19,8 @@ class LoopConfig(Config):
     """Optimiser steps of the stage."""
     learning_rate: float
     """Rate after warm-up."""
+    matrix_learning_rate: float = 0.0
+    """Rate of Muon on the matrices inside the blocks, with the same course; 0: AdamW learns these too."""
     warmup_steps: int = 50
     """Steps over which the rate rises linearly from zero."""
     decay: Literal["cosine", "linear", "none"] = "cosine"
@@ -26,7 +28,7 @@ class LoopConfig(Config):
     final_rate: float = 0.02
     """Share of the rate left at the last step."""
     weight_decay: float = 0.05
-    """AdamW's, on matrices only."""
+    """AdamW's, on matrices only, and Muon's."""
     beta1: float = 0.9
     """AdamW's first decay."""
     beta2: float = 0.95
@@ -47,6 +49,8 @@ class LoopConfig(Config):
             raise OptionError("steps and save_every must be at least 1")
         if not self.learning_rate > 0:
             raise OptionError(f"learning_rate must be positive, not {self.learning_rate}")
+        if not self.matrix_learning_rate >= 0:
+            raise OptionError(f"matrix_learning_rate must be at least 0, not {self.matrix_learning_rate}")
         if not 0 <= self.ema_decay < 1:
             raise OptionError(f"ema_decay must be at least 0 and below 1, not {self.ema_decay}")
 

@@ -45,6 +45,10 @@ class Stage(nn.Module, ABC):
     def loss(self, batch: Any, step: int) -> tuple[Tensor, dict[str, float]]:
         """The loss of one batch, and figures worth showing. Called under autocast."""
 
+    def hidden_matrices(self) -> list[nn.Parameter]:
+        """Matrices from features to features, which Muon may learn: not embeddings, not the head."""
+        return []
+
     def tokens_attending(self, batch: Any) -> int:
         """Tokens of one image that look at each other; the loop chooses the attention kernel by it."""
         return 0
@@ -100,14 +104,24 @@ def _attention_kernel(tokens: int) -> SDPBackend:
     return SDPBackend.MATH if tokens <= LARGEST_UNFUSED else SDPBackend.FLASH_ATTENTION
 
 
-def make_optimizer(stage: nn.Module, config: LoopConfig) -> torch.optim.AdamW:
-    """AdamW; weight decay on matrices and convolutions, not on gains, biases and single vectors."""
-    trained = [parameter for parameter in stage.parameters() if parameter.requires_grad]
+def make_optimizers(stage: Stage, config: LoopConfig) -> list[torch.optim.Optimizer]:
+    """AdamW, and before it Muon where the configuration gives the hidden matrices a rate of their own.
+
+    AdamW decays matrices and convolutions, not gains, biases and single vectors. Muon (Jordan et al. 2024) makes each
+    step of a matrix nearly orthogonal, scaled to the rms of an AdamW step (Liu et al. 2025, section 2.2).
+    """
+    hidden = stage.hidden_matrices() if config.matrix_learning_rate else []
+    taken = {id(parameter) for parameter in hidden}
+    rest = [parameter for parameter in stage.parameters() if parameter.requires_grad and id(parameter) not in taken]
     groups = [
-        {"params": [p for p in trained if p.ndim > 1], "weight_decay": config.weight_decay},
-        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+        {"params": [p for p in rest if p.ndim > 1], "weight_decay": config.weight_decay},
+        {"params": [p for p in rest if p.ndim <= 1], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(config.beta1, config.beta2))
+    adamw = torch.optim.AdamW(groups, lr=config.learning_rate, betas=(config.beta1, config.beta2))
+    if not hidden:
+        return [adamw]
+    rate, decay = config.matrix_learning_rate, config.weight_decay
+    return [torch.optim.Muon(hidden, lr=rate, weight_decay=decay, adjust_lr_fn="match_rms_adamw"), adamw]
 
 
 class TrainingRun:
@@ -115,7 +129,7 @@ class TrainingRun:
 
     def __init__(self, stage: Stage, config: LoopConfig, folder: Path):
         self.stage, self.config, self.folder = stage, config, folder
-        self.optimizer = make_optimizer(stage, config)
+        self.optimizers = make_optimizers(stage, config)
         self.step = 0
         self.seconds = 0.0
         self.skipped = 0
@@ -130,7 +144,7 @@ class TrainingRun:
         self.folder.mkdir(parents=True, exist_ok=True)
         state = {
             "stage": self.stage.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "average": self.average,
             "step": self.step,
             "seconds": self.seconds,
@@ -163,8 +177,9 @@ class TrainingRun:
         state = torch.load(path, map_location="cpu", weights_only=True)
         try:
             self.stage.load_state_dict(state["stage"], strict=True)
-            self.optimizer.load_state_dict(state["optimizer"])
-        except (RuntimeError, ValueError) as error:
+            for optimizer, values in zip(self.optimizers, state["optimizers"], strict=True):
+                optimizer.load_state_dict(values)
+        except (RuntimeError, ValueError, KeyError) as error:
             raise TrainingError(
                 f"{path} belongs to another configuration: {error}", "use another --run folder, or delete this one"
             ) from error
@@ -204,22 +219,30 @@ class TrainingRun:
 
     def _one_step(self, batch: Any) -> dict[str, float]:
         rate = learning_rate_at(self.step, self.config)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
+        self._set_rates(rate / self.config.learning_rate)
         with (
             sdpa_kernel(_attention_kernel(self.stage.tokens_attending(batch))),
             torch.autocast("cpu", torch.bfloat16, enabled=self.config.precision == "bfloat16"),
         ):
             loss, metrics = self.stage.loss(batch, self.step)
-        self.optimizer.zero_grad(set_to_none=True)
+        self.stage.zero_grad(set_to_none=True)
         loss.backward()
         norm = nn.utils.clip_grad_norm_(self.stage.parameters(), self.config.clip_norm)
         if torch.isfinite(norm):
-            self.optimizer.step()
+            for optimizer in self.optimizers:
+                optimizer.step()
             self._update_average()
         else:
             self.skipped += 1
         return {"loss": loss.item(), **metrics, "rate": rate, "norm": norm.item(), "skipped": float(self.skipped)}
+
+    def _set_rates(self, share: float) -> None:
+        """Every optimiser at this share of its own full rate."""
+        for optimizer in self.optimizers:
+            is_muon = isinstance(optimizer, torch.optim.Muon)
+            full = self.config.matrix_learning_rate if is_muon else self.config.learning_rate
+            for group in optimizer.param_groups:
+                group["lr"] = share * full
 
     @torch.no_grad()
     def _update_average(self) -> None:

@@ -6,7 +6,7 @@ Letters: B images, L tokens of the schedule, V codes.
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -129,6 +129,8 @@ class StarStage(Stage):
         self.source = source
         self.transformer = StarTransformer(model)
         initialise(self.transformer)
+        if source.cache:
+            initialise_head(self.transformer, vqvae.quantizer.codebook.weight, source.cache.values())
         self._frozen = (vqvae, text_encoder)  # a tuple keeps them out of the stage's parameters
 
     def loss(self, batch: StarBatch, step: int) -> tuple[Tensor, dict[str, float]]:
@@ -146,6 +148,10 @@ class StarStage(Stage):
         right = (logits.detach().argmax(-1) == batch.tokens).float()
         metrics = {f"side {side}": right[:, schedule.slice(i)].mean().item() for i, side in enumerate(schedule.sides)}
         return loss, {"per token": losses.detach().mean().item(), **metrics}
+
+    def hidden_matrices(self) -> list[torch.nn.Parameter]:
+        """The linear layers inside the blocks."""
+        return [parameter for parameter in self.transformer.blocks.parameters() if parameter.ndim == 2]
 
     def tokens_attending(self, batch: StarBatch) -> int:
         """Tokens of the scales in the batch."""
@@ -200,6 +206,24 @@ def initialise(transformer: StarTransformer) -> None:
         elif isinstance(module, FeedForward):
             module.leave.weight.div_((2 * config.depth) ** 0.5)
     transformer.head.weight.mul_(0.02)
+
+
+@torch.no_grad()
+def initialise_head(transformer: StarTransformer, codebook: Tensor, caches: Iterable[Tensor]) -> None:
+    """Give codes that lie close together similar rows in the head, so that what is learned of one serves the others.
+
+    Args:
+        transformer: whose head is overwritten: the codebook in a random rotation, rows of length 1 in the mean square.
+        codebook: (V, Z).
+        caches: tokens, each (n, L). Codes that come in none begin with a row of zeros.
+    """
+    used = torch.zeros(len(codebook), dtype=torch.bool)
+    for tokens in caches:
+        used[tokens.unique().long()] = True
+    rotation = torch.randn(codebook.shape[1], transformer.config.width) / transformer.config.width**0.5
+    length = codebook[used].square().sum(1).mean().sqrt()
+    transformer.head.weight.copy_(codebook / length @ rotation)
+    transformer.head.weight[~used] = 0
 
 
 @torch.no_grad()

@@ -2,6 +2,9 @@
 
 For the first part of the stage it is a plain autoencoder. Then k-means over multi-scale residuals gives the first
 codebook, and from there each code follows the mean of the residuals that chose it (van den Oord et al. 2017, A.1).
+For the last part only the decoder learns, and the short codes have made room for one that is exactly zero: a residual
+too small to be seen then always gets the same token. Without that, such residuals spread over hundreds of tiny codes,
+tokens that look random and show nothing, and the transformer spends its training on them.
 
 Letters: B images, Z code width, V codes, h w latent.
 """
@@ -61,6 +64,10 @@ class VQVAEStageConfig(Config):
     """Decay of the moving average that each code is."""
     revive_below: float = 0.02
     """A code chosen by fewer residuals a step than this share of an even split is moved to a residual of the batch."""
+    quiet_share: float = 0.2
+    """Share of the steps, the last ones, in which the decoder alone learns, from a codebook without short codes."""
+    quiet_length: float = 0.6
+    """Codes shorter than this share of the latents' rms length are short."""
 
     def __post_init__(self) -> None:
         if self.batch_size < 1 or not 0 <= self.plain_share < 1 or not 0 <= self.large_share < 1:
@@ -118,6 +125,7 @@ class VQVAEStage(Stage):
         )
         self.resolutions = sorted(schedules)
         self.plain_steps = round(config.plain_share * steps)
+        self.quiet_step = steps - round(config.quiet_share * steps)
         self.source = ImageSource(config, self.resolutions, self.plain_steps, seed)
         self.vqvae = MultiScaleVQVAE(model).to(memory_format=torch.channels_last)
         self.vqvae.quantizer.codebook.requires_grad_(False)  # a moving average, not a parameter of the optimiser
@@ -127,14 +135,18 @@ class VQVAEStage(Stage):
     def loss(self, batch: Tensor, step: int) -> tuple[Tensor, dict[str, float]]:
         """Reconstruction and quantisation loss; moves the codebook on the way."""
         images = batch.contiguous(memory_format=torch.channels_last)
-        latent = self.vqvae.encode(images)
-        quantized, vq_loss = latent, latent.new_zeros(())
-        metrics: dict[str, float] = {}
-        if step >= self.plain_steps:
-            with torch.autocast("cpu", enabled=False):
-                if step == self.plain_steps:
-                    self._make_codebook(latent)
-                quantized, vq_loss, metrics = self._quantize(latent)
+        is_quiet = step >= self.quiet_step
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not is_quiet):
+            latent = self.vqvae.encode(images)
+            quantized, vq_loss = latent, latent.new_zeros(())
+            metrics: dict[str, float] = {}
+            if step >= self.plain_steps:
+                with torch.autocast("cpu", enabled=False):
+                    if step == self.plain_steps:
+                        self._make_codebook(latent)
+                    if step == self.quiet_step:
+                        quieten(self.vqvae.quantizer, self.config.quiet_length * length(latent))
+                    quantized, vq_loss, metrics = self._quantize(latent, moving=not is_quiet)
         images_out = self.vqvae.reconstruct(quantized)
         difference = images_out - images
         l1, mse = difference.abs().mean(), difference.square().mean()
@@ -144,7 +156,7 @@ class VQVAEStage(Stage):
         psnr = 10 * torch.log10(4 / mse.detach()).item()
         return loss + config.quantizer_weight * vq_loss, {"psnr": psnr, **metrics}
 
-    def _quantize(self, latent: Tensor) -> tuple[Tensor, Tensor, dict[str, float]]:
+    def _quantize(self, latent: Tensor, moving: bool) -> tuple[Tensor, Tensor, dict[str, float]]:
         """Straight-through f_hat, (B, Z, h, w); VAR's quantisation loss averaged over scales; figures."""
         schedule = self.schedules[latent.shape[-1]]
         quantizer, held = self.vqvae.quantizer, latent.detach()
@@ -155,7 +167,7 @@ class VQVAEStage(Stage):
             residuals.append(quantizer.next_input(held - before, schedule.sides[scale]).flatten(0, 1))
             chosen.append(tokens.flatten())
             before = f_hat.detach()
-        if self.training:
+        if self.training and moving:
             self.average.update(quantizer, torch.cat(residuals), torch.cat(chosen))
         used = (self.average.counts > self.average.dead_below).float().mean().item()
         error = (F.mse_loss(before, held) / held.var()).item()
@@ -232,6 +244,21 @@ def k_means(vectors: Tensor, count: int, generator: torch.Generator, rounds: int
         centres = sums / counts.clamp(min=1)[:, None]
         centres[lonely] = vectors[torch.randint(len(vectors), (int(lonely.sum()),), generator=generator)]
     return centres
+
+
+@torch.no_grad()
+def quieten(quantizer: MultiScaleQuantizer, shortest: Tensor) -> None:
+    """The shortest code becomes zero; every other one below `shortest` goes so far away that nothing chooses it."""
+    codes = quantizer.codebook.weight
+    lengths = codes.norm(dim=1)
+    away = codes / lengths.clamp(min=1e-6)[:, None] * 4 * lengths.max()
+    codes.copy_(torch.where((lengths < shortest)[:, None], away, codes))
+    codes[lengths.argmin()] = 0
+
+
+def length(vectors: Tensor) -> Tensor:
+    """Root mean square of the length over channels: (B, Z, h, w) -> ()."""
+    return vectors.detach().square().sum(1).mean().sqrt()
 
 
 class CodebookAverage(nn.Module):

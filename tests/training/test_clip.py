@@ -18,6 +18,7 @@ from star_cli.training.clip import (
     build_clip,
     clip_batch,
     clip_loss,
+    pooled_text,
     retrieval_accuracy,
     save_text_encoder,
 )
@@ -33,7 +34,7 @@ TINY = ClipStageConfig(
     vision_layers=1,
     families=4,
     variants=2,
-    readings=0,
+    reading_share=0.0,
 )
 
 
@@ -145,22 +146,40 @@ def test_config_comes_back_from_plain_data() -> None:
         ClipStageConfig(text_width=50)
 
 
+def test_some_batches_are_captions_alone() -> None:
+    config = replace(TINY, reading_share=0.5, reading_batch_size=5)
+    batches = [clip_batch(config, step, seed=0) for step in range(12)]
+    alone = [batch for batch in batches if batch.images is None]
+    assert 0 < len(alone) < len(batches)
+    assert all(batch.tokens.shape == (5, 48) and batch.labels.shape == (5, 16) for batch in alone)
+    reader, model = Reader(16), build_clip(config)
+    loss, metrics = clip_loss(model, alone[0], reader)
+    loss.backward()
+    assert set(metrics) == {"read"}
+    assert model.token_embedding.weight.grad is not None
+
+
+def test_pooled_text_is_what_open_clip_encodes() -> None:
+    torch.manual_seed(0)
+    model, tokens = build_clip(TINY).eval(), clip_batch(TINY, step=0, seed=0).tokens
+    with torch.no_grad():
+        torch.testing.assert_close(pooled_text(model, tokens), model.encode_text(tokens), rtol=0, atol=1e-6)
+
+
 def test_reading_loss_knows_what_a_scene_shows() -> None:
-    config = replace(TINY, readings=5)
-    batch = clip_batch(config, step=0, seed=0)
-    assert batch.tokens.shape == (17, 48)
-    assert batch.labels.shape == (17, 16)
+    batch = clip_batch(TINY, step=0, seed=0)
+    assert batch.labels.shape == (12, 16)
     scene = shapes.Scene("grey", (shapes.Thing("circle", "red", "small", 0.25, 0.5),))
     labels = scene_labels([scene])[0].tolist()
     assert labels[0] == list(shapes.BACKGROUNDS).index("grey")
     assert labels[1:4] == [1, 1, 1]  # the first shape, colour and size
     assert labels[6:] == [0] * 10  # two empty slots
     reader = Reader(16)
-    loss, metrics = clip_loss(build_clip(config), batch, reader)
+    loss, metrics = clip_loss(build_clip(TINY), batch, reader)
     loss.backward()
     assert reader.answers.weight.grad is not None
     assert 0 <= metrics["read"] <= 1
-    alone, _ = clip_loss(build_clip(config), batch)
+    alone, _ = clip_loss(build_clip(TINY), batch)
     assert alone < loss
 
 

@@ -37,6 +37,9 @@ class Line(Stage):
         self.layer = nn.Linear(1, 1)
         self.fails_at = fails_at
 
+    def hidden_matrices(self) -> list[nn.Parameter]:
+        return [self.layer.weight]
+
     def loss(self, batch: Any, step: int) -> tuple[Tensor, dict[str, float]]:
         if step == self.fails_at:
             raise RuntimeError("power cut")
@@ -66,16 +69,30 @@ def test_learning_rate_rises_then_falls() -> None:
     assert learning_rate_at(7, replace(LOOP, decay="linear", final_rate=0.25)) == pytest.approx(2.5e-3)
 
 
+@pytest.mark.parametrize("matrix_rate", [0.0, 0.02])
 @pytest.mark.parametrize("cut", [1, 3, 6])
-def test_resumed_run_equals_uninterrupted_run(tmp_path: Path, cut: int) -> None:
+def test_resumed_run_equals_uninterrupted_run(tmp_path: Path, cut: int, matrix_rate: float) -> None:
+    loop = replace(LOOP, matrix_learning_rate=matrix_rate)
     whole = Line()
-    train_stage(whole, LOOP, tmp_path / "whole")
+    train_stage(whole, loop, tmp_path / "whole")
     broken = Line(fails_at=cut)
     with pytest.raises(RuntimeError, match="power cut"):
-        train_stage(broken, LOOP, tmp_path / "cut")
+        train_stage(broken, loop, tmp_path / "cut")
     resumed = Line()
-    train_stage(resumed, LOOP, tmp_path / "cut")
+    train_stage(resumed, loop, tmp_path / "cut")
     assert all(torch.equal(a, b) for a, b in zip(weights(whole), weights(resumed), strict=True))
+
+
+def test_muon_takes_the_hidden_matrices_at_their_own_rate(tmp_path: Path) -> None:
+    stage = Line()
+    run = TrainingRun(stage, replace(LOOP, matrix_learning_rate=0.02), tmp_path)
+    muon, adamw = run.optimizers
+    assert isinstance(muon, torch.optim.Muon)
+    assert [group["params"] for group in muon.param_groups] == [[stage.layer.weight]]
+    assert [group["params"] for group in adamw.param_groups] == [[], [stage.layer.bias]]
+    run._set_rates(0.5)
+    assert [muon.param_groups[0]["lr"], adamw.param_groups[1]["lr"]] == [0.01, 5e-3]
+    assert len(TrainingRun(Line(), LOOP, tmp_path).optimizers) == 1
 
 
 def test_finished_stage_is_taken_from_its_checkpoint(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,15 @@ from star_cli.models.config import TransformerConfig
 from star_cli.models.schedule import ScaleSchedule
 from star_cli.models.transformer import StarTransformer
 from star_cli.pipeline import StarPipeline
-from star_cli.training.star import Portion, StarBatch, StarStage, StarStageConfig, TokenSource, copy_levels
+from star_cli.training.star import (
+    Portion,
+    StarBatch,
+    StarStage,
+    StarStageConfig,
+    TokenSource,
+    copy_levels,
+    initialise_head,
+)
 
 SMALL, LARGE = ScaleSchedule((1, 2, 4)), ScaleSchedule((1, 2, 4, 8), 3)
 SCHEDULES = {32: SMALL, 64: LARGE}
@@ -115,6 +124,19 @@ def test_training_lowers_the_loss(tiny_pipeline: StarPipeline) -> None:
         optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < 0.5 * losses[0]
+
+
+def test_close_codes_begin_with_similar_rows_of_the_head() -> None:
+    transformer = StarTransformer(replace(MODEL, width=256))
+    generator = torch.Generator().manual_seed(0)
+    codebook = torch.randn(16, 8, generator=generator)
+    codebook[1] = codebook[0] + 0.01
+    initialise_head(transformer, codebook, [torch.tensor([[0, 1, 2, 3]], dtype=torch.int16), torch.tensor([[7]])])
+    rows = transformer.head.weight
+    used = [0, 1, 2, 3, 7]
+    assert rows[used].square().sum(1).mean().item() == pytest.approx(1, rel=0.3)
+    assert (rows[0] - rows[1]).norm() < 0.05 * (rows[0] - rows[2]).norm()
+    assert rows[4:7].count_nonzero() == rows[8:].count_nonzero() == 0  # these codes came in no cache
 
 
 def test_portion_that_cannot_be_is_refused() -> None:

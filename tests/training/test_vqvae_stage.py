@@ -16,6 +16,7 @@ from star_cli.training.vqvae import (
     crop_schedule,
     k_means,
     multi_scale_residuals,
+    quieten,
 )
 
 MODEL = VQVAEConfig(codebook_size=32, code_dim=8, channels=8, multipliers=(1, 2), blocks=1, patch=4, groups=1)
@@ -80,6 +81,33 @@ def test_a_code_that_nobody_chooses_moves_to_a_residual() -> None:
     average.counts[5] = 0
     average.update(stage.vqvae.quantizer, torch.full((64, 8), 3.0), torch.arange(64) % 4)
     assert torch.allclose(stage.vqvae.quantizer.codebook.weight[5], torch.full((8,), 3.0))
+
+
+def test_quiet_codebook_says_nothing_of_small_residuals() -> None:
+    quantizer = VQVAEStage(MODEL, CONFIG, SCHEDULES, 10, 0).vqvae.quantizer
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        quantizer.codebook.weight.normal_(generator=generator)
+        quantizer.codebook.weight[:20] *= 0.05
+    before = quantizer.codebook.weight.detach().clone()
+    quieten(quantizer, torch.tensor(0.5))
+    silent = int(quantizer.codebook.weight.norm(dim=1).argmin())
+    assert quantizer.codebook.weight[silent].count_nonzero() == 0
+    small, loud = 0.1 * torch.randn(50, 8, generator=generator), before[20:]
+    assert set(quantizer.nearest(small).tolist()) == {silent}
+    assert quantizer.nearest(loud).tolist() == list(range(20, 32))  # the others are as they were
+
+
+def test_codebook_stands_still_in_the_quiet_part() -> None:
+    torch.manual_seed(0)
+    stage = VQVAEStage(MODEL, replace(CONFIG, quiet_share=0.3), SCHEDULES, 10, 0)
+    for step in range(5, 8):
+        stage.loss(stage.source.batch(step), step)
+    codes = stage.vqvae.quantizer.codebook.weight.clone()
+    assert codes.norm(dim=1).min() == 0
+    loss, _ = stage.loss(stage.source.batch(8), 8)
+    assert loss.requires_grad
+    assert torch.equal(stage.vqvae.quantizer.codebook.weight, codes)
 
 
 def test_gradients_pass_straight_through_the_quantiser() -> None:
