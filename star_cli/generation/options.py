@@ -59,6 +59,26 @@ class SamplingOptions(Config):
         return replace(self, stable=has_head if self.stable is None else self.stable)
 
 
+def check_compat(options: SamplingOptions, images: int, dtype: str) -> None:
+    """Can these images be drawn as the published code draws them?
+
+    Raises:
+        OptionError: several images, or weights in half precision, which that code never has.
+    """
+    if options.compat != "official":
+        return
+    if images != 1:
+        raise OptionError(
+            f"--compat official draws one image a call, not {images}: in the published code they change each other",
+            "give one prompt, and no --num",
+        )
+    if dtype != "float32":
+        raise OptionError(
+            f"--compat official needs the weights in float32, not {dtype}: the published code rounds where it computes",
+            "use --dtype float32",
+        )
+
+
 def _require(condition: bool, name: str, value: object, wanted: str) -> None:
     if not condition:
         raise OptionError(f"--{name} must be {wanted}, not {value}")

@@ -58,18 +58,21 @@ def move_to_schedule(
         OptionError: the schedule has fewer levels, or fewer positions, than the model.
     """
     config = transformer.config
-    changes = {"levels": target.first_level + len(target)}
-    if config.position == "learned":
-        changes["learned_positions"] = target.length
+    is_learned = config.position == "learned"
+    longer_config = replace(
+        config,
+        levels=target.first_level + len(target),
+        learned_positions=target.length if is_learned else config.learned_positions,
+    )
     state = dict(transformer.state_dict())
     repeat_last = config.modulation == "level"
     for name in ("level_embedding.weight", "stable.level_embedding.weight"):
         if name in state:
-            state[name] = lengthen(state[name], changes["levels"], generator, repeat_last)
-    if config.position == "learned":
+            state[name] = lengthen(state[name], longer_config.levels, generator, repeat_last)
+    if is_learned:
         positions = state["position_embedding"][0]  # (L, C)
-        state["position_embedding"] = lengthen(positions, changes["learned_positions"], generator)[None]
+        state["position_embedding"] = lengthen(positions, longer_config.learned_positions, generator)[None]
     with torch.device("meta"):
-        longer = StarTransformer(replace(config, **changes))
+        longer = StarTransformer(longer_config)
     longer.load_state_dict({name: tensor.clone() for name, tensor in state.items()}, strict=True, assign=True)
     return longer
