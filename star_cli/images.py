@@ -38,6 +38,14 @@ def to_uint8(pixels: Tensor) -> Tensor:
     return levels.to(torch.uint8).permute(1, 2, 0).contiguous()
 
 
+def to_uint8_truncated(pixels: Tensor) -> Tensor:
+    """As `to_uint8`, but rounded down, and in the arithmetic of the pixels' own dtype: as the published code does."""
+    import torch
+
+    levels = pixels.clamp(-1, 1).add(1).mul(0.5).mul(255)
+    return levels.to(torch.uint8).permute(1, 2, 0).contiguous()
+
+
 def format_of(path: Path | str) -> str:
     """The format that a file's suffix names: "png", "webp" or "jpeg".
 

@@ -20,11 +20,14 @@ from torch import Tensor
 from star_cli import __version__
 from star_cli.checkpoints.folder import usual_resolution
 from star_cli.checkpoints.known import SHIPPED, find_model
+from star_cli.classes import check_class, find_class
 from star_cli.errors import OptionError
-from star_cli.generation.cache import random_generators
-from star_cli.generation.options import SamplingOptions
+from star_cli.generation.official import as_published, decode_as_published
+from star_cli.generation.options import SamplingOptions, check_compat
+from star_cli.generation.randomness import Randomness, random_generators
 from star_cli.generation.sampler import Drawn, OnScale, draw
-from star_cli.images import encode_image, format_of, to_uint8, write_whole
+from star_cli.images import encode_image, format_of, to_uint8, to_uint8_truncated, write_whole
+from star_cli.models.condition import ClassCondition, Condition
 from star_cli.models.schedule import ScaleSchedule
 from star_cli.models.text import TextEncoder
 from star_cli.models.transformer import StarTransformer
@@ -44,7 +47,7 @@ class GeneratedImage:
     pixels: Tensor
     """(H, W, 3), uint8."""
     recipe: dict[str, Any]
-    """Prompt, negative prompt, resolution, seed, sampling options, model, its hash, device, dtype, version."""
+    """Prompt and negative prompt, or class; resolution, seed, options, model, its hash, device, dtype, version."""
     token_maps: list[Tensor]
     """Tokens of each scale, (side, side), int64."""
 
@@ -80,7 +83,8 @@ class GeneratedImage:
 class _Job:
     """One image to draw."""
 
-    prompt: str
+    subject: str | int
+    """Prompt or class."""
     seed: int
 
 
@@ -92,7 +96,7 @@ class StarPipeline:
         model_hash: identity of the model, for recipes.
         transformer: predicts the tokens.
         vqvae: makes pixels of them.
-        text_encoder: reads the prompts.
+        text_encoder: reads the prompts; None for a model that draws classes.
         schedules: scale schedule of each resolution in pixels.
         sampling: the model's default options.
         default_resolution: drawn when none is asked for; 256 if the model knows it, else the smallest.
@@ -108,7 +112,7 @@ class StarPipeline:
         model_hash: str,
         transformer: StarTransformer,
         vqvae: MultiScaleVQVAE,
-        text_encoder: TextEncoder,
+        text_encoder: TextEncoder | None,
         schedules: Mapping[int, ScaleSchedule],
         sampling: SamplingOptions,
         default_resolution: int | None = None,
@@ -151,7 +155,9 @@ class StarPipeline:
             model_hash=folder.hash,
             transformer=folder.load_transformer(chosen_device, chosen_dtype),
             vqvae=folder.load_vqvae(chosen_device, chosen_dtype),
-            text_encoder=folder.load_text_encoder(chosen_device),
+            text_encoder=None
+            if folder.transformer.conditioning == "class"
+            else folder.load_text_encoder(chosen_device),
             schedules=folder.schedules,
             sampling=folder.sampling,
             default_resolution=folder.default_resolution,
@@ -166,12 +172,13 @@ class StarPipeline:
 
     def words_cut(self, prompt: str) -> str:
         """The end of the prompt that the text encoder does not read; "" when it reads all."""
-        return self.text_encoder.words_cut(prompt)
+        return "" if self.text_encoder is None else self.text_encoder.words_cut(prompt)
 
     def __call__(
         self,
-        prompts: str | Sequence[str],
+        prompts: str | Sequence[str] = (),
         *,
+        classes: int | str | Sequence[int | str] = (),
         res: int | None = None,
         seed: int = 0,
         num: int = 1,
@@ -179,10 +186,11 @@ class StarPipeline:
         options: SamplingOptions | None = None,
         on_scale: OnScale | None = None,
     ) -> list[GeneratedImage]:
-        """Draw pictures. Each depends on its own prompt and seed alone, not on what is drawn beside it.
+        """Draw pictures. Each depends on its own prompt (or class) and seed alone, not on what is drawn beside it.
 
         Args:
-            prompts: one prompt or several.
+            prompts: one prompt or several, for a model that draws words.
+            classes: one class or several, by number or name, for a model that draws classes.
             res: side in pixels, one of `resolutions`; `default_resolution` when None.
             seed: image i of each prompt is drawn from seed + i.
             num: images of each prompt.
@@ -190,20 +198,27 @@ class StarPipeline:
             options: how tokens are drawn; the model's defaults when None.
             on_scale: called after each scale with the number of scales done and their total, over all passes.
         Returns:
-            All images of the first prompt, then those of the second, and so on.
+            All images of the first prompt or class, then those of the second, and so on.
         Raises:
-            OptionError: an empty prompt, a resolution that the model does not draw, a seed or number out of range.
+            OptionError: an empty prompt, a resolution that the model does not draw, a seed or number out of range;
+                words for a model that draws classes, or the reverse; an option that the weights or several images rule
+                out.
         """
-        texts = [prompts] if isinstance(prompts, str) else list(prompts)
-        _check_request(texts, negative, seed, num)
+        subjects = self._subjects(prompts, classes, negative)
+        _check_numbers(seed, num)
         res = self.default_resolution if res is None else res
         schedule = self._schedule(res)
-        options = options or self.defaults
-        jobs = [_Job(text, seed + index) for text in texts for index in range(num)]
+        options = (options or self.defaults).for_head(self.transformer.config.stable_head)
+        jobs = [_Job(subject, seed + index) for subject in subjects for index in range(num)]
+        if options.compat == "official":
+            return [self._draw_as_published(jobs, schedule, res, negative, options, on_scale)]
         images = []
         for start in range(0, len(jobs), self.max_batch):
             batch = jobs[start : start + self.max_batch]
-            drawn = self._draw(batch, schedule, negative, options, _shift(on_scale, start, len(jobs), self.max_batch))
+            generators = random_generators([job.seed for job in batch])
+            conditions = self._conditions(batch, negative)
+            progress = _shift(on_scale, start, len(jobs), self.max_batch)
+            drawn = self._draw(conditions, schedule, options, generators, progress)
             for row, job in enumerate(batch):
                 token_maps = [token_map[row] for token_map in drawn.token_maps]
                 pixels, recipe = self._decode(token_maps, schedule), self._recipe(job, negative, res, options)
@@ -217,20 +232,70 @@ class StarPipeline:
             raise OptionError(f"this model draws {drawable} pixels, not {res}", f"use --res {nearest}")
         return self.schedules[res]
 
+    @property
+    def _is_by_class(self) -> bool:
+        return self.transformer.config.conditioning == "class"
+
+    def _subjects(
+        self, prompts: str | Sequence[str], classes: int | str | Sequence[int | str], negative: str
+    ) -> list[str] | list[int]:
+        """What is to be drawn: prompts or class numbers, checked."""
+        texts = [prompts] if isinstance(prompts, str) else list(prompts)
+        named = [classes] if isinstance(classes, int | str) else list(classes)
+        if not self._is_by_class:
+            if named:
+                raise OptionError("this model draws words, not a class", "give a prompt")
+            _check_texts(texts, negative)
+            return texts
+        if texts or negative:
+            raise OptionError("this model draws a class, not words", "give a class, such as 207")
+        if not named:
+            raise OptionError("there is no class", "say which class to draw")
+        count = self.transformer.config.classes
+        return [find_class(one, count) if isinstance(one, str) else check_class(one, count) for one in named]
+
+    def _conditions(self, jobs: Sequence[_Job], negative: str) -> tuple[Condition, Condition]:
+        """What the transformer is told, and what guidance leads away from."""
+        if self.text_encoder is None:
+            labels = torch.tensor([job.subject for job in jobs], device=self.device)
+            nothing = torch.full_like(labels, self.transformer.config.classes)
+            return ClassCondition(labels), ClassCondition(nothing)
+        condition = self.text_encoder.encode([str(job.subject) for job in jobs]).to(self.device)
+        return condition, self.text_encoder.encode([negative] * len(jobs)).to(self.device)
+
     def _draw(
+        self,
+        conditions: tuple[Condition, Condition],
+        schedule: ScaleSchedule,
+        options: SamplingOptions,
+        randomness: Randomness,
+        on_scale: OnScale | None,
+    ) -> Drawn:
+        return draw(self.transformer, self.vqvae.quantizer, *conditions, schedule, options, randomness, on_scale)
+
+    @torch.inference_mode()
+    def _draw_as_published(
         self,
         jobs: Sequence[_Job],
         schedule: ScaleSchedule,
+        res: int,
         negative: str,
         options: SamplingOptions,
         on_scale: OnScale | None,
-    ) -> Drawn:
-        condition = self.text_encoder.encode([job.prompt for job in jobs]).to(self.device)
-        unconditional = self.text_encoder.encode([negative] * len(jobs)).to(self.device)
-        generators = random_generators([job.seed for job in jobs])
-        return draw(
-            self.transformer, self.vqvae.quantizer, condition, unconditional, schedule, options, generators, on_scale
-        )
+    ) -> GeneratedImage:
+        """One image with the published code's random stream and rounding.
+
+        Raises:
+            OptionError: several images, for which that code lets one change the other; weights that are not float32.
+        """
+        check_compat(options, len(jobs), str(self.dtype).removeprefix("torch."))
+        (job,) = jobs
+        conditions = self._conditions(jobs, negative)  # the text encoder runs in float32, outside autocast
+        with as_published(job.seed, self.device) as randomness:
+            drawn = self._draw(conditions, schedule, options, randomness, on_scale)
+            pixels = decode_as_published(self.vqvae, drawn.f_hat, self._is_by_class)
+        token_maps = [token_map[0].cpu() for token_map in drawn.token_maps]
+        return GeneratedImage(to_uint8_truncated(pixels).cpu(), self._recipe(job, negative, res, options), token_maps)
 
     @torch.inference_mode()
     def _decode(self, token_maps: list[Tensor], schedule: ScaleSchedule) -> Tensor:
@@ -244,9 +309,9 @@ class StarPipeline:
         return to_uint8(self.vqvae.decode(f_hat)[0].cpu())
 
     def _recipe(self, job: _Job, negative: str, res: int, options: SamplingOptions) -> dict[str, Any]:
+        told = {"class": job.subject} if self._is_by_class else {"prompt": job.subject, "negative": negative}
         return {
-            "prompt": job.prompt,
-            "negative": negative,
+            **told,
             "res": res,
             "seed": job.seed,
             **options.to_dict(),
@@ -290,7 +355,7 @@ def choose_dtype(requested: str, device: torch.device) -> tuple[torch.dtype, str
     return DTYPES[requested], "asked for"
 
 
-def _check_request(prompts: Sequence[str], negative: str, seed: int, num: int) -> None:
+def _check_texts(prompts: Sequence[str], negative: str) -> None:
     if not prompts:
         raise OptionError("there is no prompt", "say what to draw")
     if any(not prompt.strip() for prompt in prompts):
@@ -298,6 +363,9 @@ def _check_request(prompts: Sequence[str], negative: str, seed: int, num: int) -
     for text in (*prompts, negative):
         if any("\ud800" <= character <= "\udfff" for character in text):  # how Python hands over bytes it cannot read
             raise OptionError("the prompt holds bytes that are not UTF-8", "write it in UTF-8")
+
+
+def _check_numbers(seed: int, num: int) -> None:
     if num < 1:
         raise OptionError(f"--num must be a whole number of at least 1, not {num}")
     if not 0 <= seed <= LARGEST_SEED - num + 1:

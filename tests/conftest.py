@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -59,20 +60,52 @@ def tiny_model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model folder with fixed random weights. Shared by all tests: change `own_model_folder` instead."""
     root = tmp_path_factory.mktemp("models")
     _save_tiny_text_tower(root / "text")
+    return write_tiny_folder(root / "tiny", TINY_TRANSFORMER, root / "text")
+
+
+def write_tiny_folder(
+    path: Path, transformer: TransformerConfig, text: Path, text_config: TextEncoderConfig = TINY_TEXT
+) -> Path:
+    """A model folder of fixed random weights, called as its path ends."""
     write_model_folder(
-        root / "tiny",
-        name="tiny",
-        transformer=_lively(StarTransformer(TINY_TRANSFORMER)),
+        path,
+        name=path.name,
+        transformer=_lively(StarTransformer(transformer)),
         vqvae=_lively(MultiScaleVQVAE(TINY_VQVAE)),
-        text_encoder_folder=root / "text",
-        text_encoder_config=TINY_TEXT,
+        text_encoder_folder=text,
+        text_encoder_config=text_config,
         schedules=TINY_SCHEDULES,
         sampling=TINY_SAMPLING,
         licence="MIT",
         provenance={"data": "none: random weights"},
-        model_card="# tiny\n\nRandom weights, for tests.\n",
+        model_card=f"# {path.name}\n\nRandom weights, for tests.\n",
     )
-    return root / "tiny"
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_class_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """As `tiny_model_folder`, but it draws the thousand classes."""
+    root = tmp_path_factory.mktemp("classes")
+    _save_tiny_text_tower(root / "text")
+    config = replace(
+        TINY_TRANSFORMER,
+        conditioning="class",
+        cross_attention=False,
+        modulation="class",
+        position="learned",
+        learned_positions=85,
+    )
+    return write_tiny_folder(root / "tiny-class", config, root / "text")
+
+
+@pytest.fixture(scope="session")
+def tiny_stable_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """As `tiny_model_folder`, with a stable head for the scales from index 2 on."""
+    root = tmp_path_factory.mktemp("stable")
+    _save_tiny_text_tower(root / "text")
+    config = replace(TINY_TRANSFORMER, stable_head=True, stable_blocks=1, stable_from=2)
+    return write_tiny_folder(root / "tiny-stable", config, root / "text")
 
 
 @pytest.fixture

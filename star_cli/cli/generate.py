@@ -23,17 +23,20 @@ def generate(
     prompt: options.PromptArg = None,
     res: options.ResOpt = None,
     model: options.ModelOpt = None,
+    class_: options.ClassOpt = None,
     seed: options.SeedOpt = None,
     num: options.NumOpt = None,
     guidance: options.GuidanceOpt = None,
     top_k: options.TopKOpt = None,
     top_p: options.TopPOpt = None,
     temperature: options.TemperatureOpt = None,
+    stable: options.StableOpt = None,
     negative: options.NegativeOpt = None,
     out: options.OutOpt = None,
     format: options.FormatOpt = None,  # noqa: A002
     device: options.DeviceOpt = None,
     dtype: options.DtypeOpt = None,
+    compat: options.CompatOpt = None,
     from_image: options.FromImageOpt = None,
     force: options.ForceOpt = False,
     json: options.JsonOpt = False,
@@ -57,13 +60,15 @@ def generate(
         "top_k": top_k,
         "top_p": top_p,
         "temperature": temperature,
+        "stable": stable,
+        "compat": compat,
     }
     if json and out == "-":
         raise OptionError(
             "--json and --out - both write to standard output", "the picture carries its recipe: star info"
         )
-    request = make_request(prompt, flags, from_image)
-    destination = choose_destination(out, format, len(request.prompts) * request.num, force)
+    request = make_request(prompt, class_, flags, from_image)
+    destination = choose_destination(out, format, request.images, force)
     for text in request.prompts:
         check_recipe_fits({"prompt": text, "negative": request.negative, "other keys": " " * 1000}, destination.format)
     for message in request.warnings:
@@ -108,13 +113,14 @@ def _load(request: Request, quiet: bool) -> StarPipeline:
 
 
 def _passes(request: Request, most: int) -> Iterator[dict[str, Any]]:
-    """Arguments of each pass, of at most `most` pictures: all of one prompt, then those of the next."""
-    prompts_at_once = max(1, most // request.num)
-    for start in range(0, len(request.prompts), prompts_at_once):
-        prompts = request.prompts[start : start + prompts_at_once]
+    """Arguments of each pass, of at most `most` pictures: all of one prompt or class, then those of the next."""
+    subjects: tuple[str | int, ...] = request.prompts or request.classes
+    kind = "prompts" if request.prompts else "classes"
+    at_once = max(1, most // request.num)
+    for start in range(0, len(subjects), at_once):
         for first in range(0, request.num, most):
             num = min(most, request.num - first)
-            yield {"prompts": prompts, "seed": request.seed + first, "num": num}
+            yield {kind: subjects[start : start + at_once], "seed": request.seed + first, "num": num}
 
 
 def _deliver(image: GeneratedImage, destination: Destination, json: bool) -> None:

@@ -10,6 +10,7 @@ import typer
 Format = Literal["png", "webp", "jpeg"]
 Device = Literal["auto", "cpu", "cuda", "mps"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+Compat = Literal["none", "official"]
 
 
 def whole_number(text: str) -> int:
@@ -97,6 +98,29 @@ TemperatureOpt = Annotated[
 ]
 NegativeOpt = Annotated[
     str | None, typer.Option("--negative", metavar="PROMPT", help="What guidance leads away from. Default: nothing.")
+]
+ClassOpt = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--class",
+        metavar="N|NAME",
+        show_default=False,
+        help="What to draw with a model that draws classes: a number or an ImageNet name. May be given again.",
+    ),
+]
+StableOpt = Annotated[
+    bool | None,
+    typer.Option(
+        "--stable/--no-stable",
+        show_default=False,
+        help="Draw the last scales in several steps. Default: when the weights have the head for it.",
+    ),
+]
+CompatOpt = Annotated[
+    Compat | None,
+    typer.Option(
+        "--compat", help="official: random stream and rounding of the published code, one picture. Default: none."
+    ),
 ]
 OutOpt = Annotated[
     str | None,

@@ -6,9 +6,10 @@ import re
 import sys
 import tempfile
 import unicodedata
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from star_cli.cli import console
 from star_cli.errors import OutputError, OutputPathError
@@ -55,7 +56,7 @@ class ToFolder:
     def save(self, image: GeneratedImage) -> Path:
         """Write the picture under the first name that is free; with `force`, that this run has not used."""
         self._make()
-        stem = f"{name_of(image.recipe['prompt'])}-{image.recipe['seed']}"
+        stem = f"{name_of(subject_of(image.recipe))}-{image.recipe['seed']}"
         count = 1
         while True:
             path = self.folder / f"{stem}{'' if count == 1 else f'-{count}'}{_SUFFIXES[self.format]}"
@@ -105,6 +106,11 @@ def choose_destination(out: str | None, format: str | None, pictures: int, force
     if _is_folder(path) and path.suffix.lower() not in FORMATS:
         return _to_folder(path, format or "png", force)
     return _to_file(path, format, pictures, force)
+
+
+def subject_of(recipe: Mapping[str, Any]) -> str:
+    """What a picture shows, in words."""
+    return str(recipe["prompt"]) if "prompt" in recipe else f"class {recipe['class']}"
 
 
 def name_of(prompt: str) -> str:

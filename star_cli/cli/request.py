@@ -10,18 +10,23 @@ from typing import Any
 
 from star_cli.checkpoints.folder import ModelFolder
 from star_cli.checkpoints.known import SHIPPED, find_model
+from star_cli.classes import find_class
 from star_cli.errors import ModelNotFoundError, OptionError, RecipeError
-from star_cli.generation.options import SamplingOptions
+from star_cli.generation.options import SamplingOptions, check_compat
 from star_cli.images import read_recipe
 
-SAMPLING = ("guidance", "top_k", "top_p", "temperature")
+SAMPLING = ("guidance", "top_k", "top_p", "temperature", "stable", "compat")
 """Fields of `SamplingOptions` that are flags and recipe keys, too."""
 
 _RECIPE_TYPES: dict[str, tuple[type, ...]] = {
-    **dict.fromkeys(("prompt", "negative", "model", "model_hash", "device", "dtype"), (str,)),
+    **dict.fromkeys(("model", "model_hash", "device", "dtype"), (str,)),
     **dict.fromkeys(("res", "seed", "top_k"), (int,)),
     **dict.fromkeys(("guidance", "top_p", "temperature"), (int, float)),
 }
+_SUBJECT_TYPES: dict[str, tuple[type, ...]] = {"prompt": (str,), "negative": (str,)}
+_CLASS_TYPES: dict[str, tuple[type, ...]] = {"class": (int,)}
+_LATER_TYPES: dict[str, tuple[type, ...]] = {"stable": (bool, type(None)), "compat": (str,)}
+"""Keys that recipes of earlier versions do not have."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +35,9 @@ class Request:
 
     folder: ModelFolder
     prompts: tuple[str, ...]
+    """Empty for a model that draws classes."""
+    classes: tuple[int, ...] = ()
+    """Empty for a model that draws words."""
     negative: str
     res: int
     seed: int
@@ -42,12 +50,20 @@ class Request:
     warnings: tuple[str, ...] = ()
     """What the user should know though the work goes on."""
 
+    @property
+    def images(self) -> int:
+        """How many pictures."""
+        return (len(self.prompts) + len(self.classes)) * self.num
 
-def make_request(prompts: Sequence[str] | None, flags: Mapping[str, Any], from_image: Path | None) -> Request:
+
+def make_request(
+    prompts: Sequence[str] | None, classes: Sequence[str] | None, flags: Mapping[str, Any], from_image: Path | None
+) -> Request:
     """Settle every value: a flag that was given, else the recipe's, else the model's or the program's default.
 
     Args:
         prompts: as on the command line; "-" stands for standard input.
+        classes: as on the command line: numbers or names.
         flags: by name, None where not given: model, res, seed, num, negative, device, dtype and those of `SAMPLING`.
         from_image: the picture whose recipe is repeated.
     Raises:
@@ -55,9 +71,15 @@ def make_request(prompts: Sequence[str] | None, flags: Mapping[str, Any], from_i
     """
     given = {name: value for name, value in flags.items() if value is not None}
     recipe = {} if from_image is None else _checked_recipe(from_image)
-    texts = _read_prompts(prompts) if prompts else [recipe["prompt"]] if recipe else []
+    if prompts and classes:
+        raise OptionError("a prompt and --class are given", "give a prompt or a class, whichever the model draws")
+    texts = _read_prompts(prompts) if prompts else []
+    named = list(classes or ())
+    if recipe and not texts and not named:
+        texts, named = ([recipe["prompt"]], []) if "prompt" in recipe else ([], [str(recipe["class"])])
     settled = {"negative": "", "seed": 0, "num": 1, "device": "auto", "dtype": "auto", **recipe, **given}
-    _check_texts([*texts, settled["negative"]], len(texts))
+    if texts or not named:
+        _check_texts([*texts, settled["negative"]], len(texts))
     # Checked before the model is looked for: wrong is wrong whatever the model.
     for name, least in (("seed", 0), ("num", 1), ("res", 1)):
         if name in settled and settled[name] < least:
@@ -65,19 +87,43 @@ def make_request(prompts: Sequence[str] | None, flags: Mapping[str, Any], from_i
     chosen = {name: settled[name] for name in SAMPLING if name in settled}
     SamplingOptions(**chosen)
     folder = _find_model(settled.get("model", SHIPPED), from_recipe=bool(recipe) and "model" not in given)
-    return Request(
+    _check_kind(folder, texts, named, settled["negative"])
+    request = Request(
         folder=folder,
         prompts=tuple(texts),
+        classes=tuple(find_class(one, folder.transformer.classes) for one in named),
         negative=settled["negative"],
         res=_checked_resolution(settled.get("res", folder.default_resolution), folder),
         seed=settled["seed"],
         num=settled["num"],
-        sampling=replace(folder.sampling, **chosen),
+        sampling=replace(folder.sampling, **chosen).for_head(folder.transformer.stable_head),
         device=settled["device"],
-        dtype=settled["dtype"],
+        dtype=_checked_dtype(settled["dtype"], settled.get("compat")),
         is_device_from_recipe=bool(recipe) and "device" not in given,
         warnings=_model_warnings(recipe, folder),
     )
+    check_compat(request.sampling, request.images, request.dtype)
+    return request
+
+
+def _checked_dtype(dtype: str, compat: str | None) -> str:
+    """The published code holds its weights in float32."""
+    return "float32" if compat == "official" and dtype == "auto" else dtype
+
+
+def _check_kind(folder: ModelFolder, texts: Sequence[str], named: Sequence[str], negative: str) -> None:
+    """Words for a model that draws words, a class for one that draws classes."""
+    if folder.transformer.conditioning == "class":
+        if texts:
+            raise OptionError(
+                f"model {folder.name} draws a class, not words", 'say which: --class 207, or --class "golden retriever"'
+            )
+        if negative:
+            raise OptionError(f"model {folder.name} draws a class: --negative has no meaning", "leave it out")
+    elif named:
+        raise OptionError(
+            f"model {folder.name} draws words, not a class", 'give a prompt: star generate "a golden retriever"'
+        )
 
 
 def _read_prompts(prompts: Sequence[str]) -> list[str]:
@@ -138,14 +184,16 @@ def _checked_recipe(path: Path) -> dict[str, Any]:
         RecipeError: none is there, or it lacks a value or has one of a wrong kind.
     """
     recipe = read_recipe(path)
-    if missing := sorted(set(_RECIPE_TYPES) - set(recipe)):
+    types = {**_RECIPE_TYPES, **(_CLASS_TYPES if "class" in recipe and "prompt" not in recipe else _SUBJECT_TYPES)}
+    if missing := sorted(set(types) - set(recipe)):
         raise RecipeError(f"{path}: its recipe does not say {', '.join(missing)}")
-    for name, kinds in _RECIPE_TYPES.items():
+    types |= {name: kinds for name, kinds in _LATER_TYPES.items() if name in recipe}
+    for name, kinds in types.items():
         value = recipe[name]
         too_large = isinstance(value, int) and abs(value) >= 2**64  # no float holds some of these
-        if not isinstance(value, kinds) or isinstance(value, bool) or too_large:
+        if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds) or too_large:
             raise RecipeError(f"{path}: its recipe has a wrong {name}: {value!r}")
-    return {name: recipe[name] for name in _RECIPE_TYPES}
+    return {name: recipe[name] for name in types}
 
 
 def _model_warnings(recipe: Mapping[str, Any], folder: ModelFolder) -> tuple[str, ...]:

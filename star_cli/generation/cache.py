@@ -5,9 +5,10 @@ Letters: B rows, N heads, L tokens of the schedule, K head width.
 
 from __future__ import annotations
 
-import torch
-
+from star_cli.generation.randomness import random_generators
 from star_cli.models.attention import KeysValues
+
+__all__ = ["KVCache", "make_caches", "random_generators"]
 
 
 class KVCache:
@@ -34,8 +35,3 @@ class KVCache:
 def make_caches(blocks: int, length: int) -> list[KVCache]:
     """One empty cache per block."""
     return [KVCache(length) for _ in range(blocks)]
-
-
-def random_generators(seeds: list[int], device: torch.device | str = "cpu") -> list[torch.Generator]:
-    """One generator per image, so that an image does not depend on its batch."""
-    return [torch.Generator(device=device).manual_seed(seed) for seed in seeds]

@@ -5,12 +5,11 @@ Letters: B images, l tokens of a scale, V codes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
 from star_cli.generation.options import SamplingOptions
+from star_cli.generation.randomness import Randomness
 
 
 def filter_logits(logits: Tensor, top_k: int, top_p: float) -> Tensor:
@@ -35,25 +34,35 @@ def filter_logits(logits: Tensor, top_k: int, top_p: float) -> Tensor:
     return logits
 
 
-def draw_tokens(logits: Tensor, options: SamplingOptions, generators: Sequence[torch.Generator]) -> Tensor:
-    """Draw one code for each token; image i draws from generator i alone.
+def draw_tokens(logits: Tensor, options: SamplingOptions, randomness: Randomness) -> Tensor:
+    """Draw one code for each token.
 
     Args:
         logits: guided logits, (B, l, V), float32.
-        options: temperature, top-k, top-p; temperature 0 takes the likeliest code.
-        generators: B generators.
+        options: temperature, top-k, top-p; temperature 0 takes the likeliest code and draws nothing.
+        randomness: of B images.
     Returns:
         (B, l), int64.
     """
     if options.temperature == 0:
         return logits.argmax(-1)
-    probabilities = filter_logits(logits / options.temperature, options.top_k, options.top_p).softmax(-1)
-    return torch.stack(
-        [_categorical(rows, generator) for rows, generator in zip(probabilities, generators, strict=True)]
-    )
+    return randomness.choose(_probabilities(logits, options))
 
 
-def _categorical(probabilities: Tensor, generator: torch.Generator) -> Tensor:
-    """One draw from each row of (l, V) by a race of exponential clocks: the noise ignores the probabilities."""
-    clocks = torch.empty(probabilities.shape, device=generator.device).exponential_(generator=generator)
-    return (probabilities / clocks.to(probabilities.device)).argmax(-1)
+def draw_with_probability(logits: Tensor, options: SamplingOptions, randomness: Randomness) -> tuple[Tensor, Tensor]:
+    """Draw one code for each token, and tell how likely it was; arguments as in `draw_tokens`.
+
+    Returns:
+        Codes, (B, l), int64, and the probability of each after filtering, (B, l), float32. At temperature 0, which
+        leaves one code of probability 1, that before filtering: it still tells the sure tokens from the others.
+    """
+    if options.temperature == 0:
+        probabilities = logits.softmax(-1)
+        return logits.argmax(-1), probabilities.amax(-1)
+    probabilities = _probabilities(logits, options)
+    tokens = randomness.choose(probabilities)
+    return tokens, probabilities.gather(-1, tokens[..., None])[..., 0]
+
+
+def _probabilities(logits: Tensor, options: SamplingOptions) -> Tensor:
+    return filter_logits(logits / options.temperature, options.top_k, options.top_p).softmax(-1)

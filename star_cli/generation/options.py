@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal, Self
 
 from star_cli.errors import OptionError
 from star_cli.models.config import Config
@@ -25,8 +26,14 @@ class SamplingOptions(Config):
     """Only the likeliest codes that together reach this probability may be drawn, after `top_k`."""
     temperature: float = 1.0
     """Divides the guided logits; 0 always takes the likeliest code (greedy)."""
+    stable: bool | None = None
+    """Draw the last scales in several steps with the head made for it (STAR, stable sampling). None: when the weights
+    have that head."""
+    compat: Literal["none", "official"] = "none"
+    """"official": the random stream and the rounding of the published code, for one image alone."""
 
     def __post_init__(self) -> None:
+        self._check_choices()
         _require(
             math.isfinite(self.guidance) and self.guidance >= 0, "guidance", self.guidance, "a number of at least 0"
         )
@@ -37,6 +44,38 @@ class SamplingOptions(Config):
             "temperature",
             self.temperature,
             "a number of at least 0",
+        )
+
+    def for_head(self, has_head: bool) -> Self:
+        """The same options with `stable` settled.
+
+        Raises:
+            OptionError: stable sampling is asked for, and the weights cannot do it.
+        """
+        if self.stable and not has_head:
+            raise OptionError(
+                "--stable: these weights have no head for stable sampling", "leave it out, or use other weights"
+            )
+        return replace(self, stable=has_head if self.stable is None else self.stable)
+
+
+def check_compat(options: SamplingOptions, images: int, dtype: str) -> None:
+    """Can these images be drawn as the published code draws them?
+
+    Raises:
+        OptionError: several images, or weights in half precision, which that code never has.
+    """
+    if options.compat != "official":
+        return
+    if images != 1:
+        raise OptionError(
+            f"--compat official draws one image a call, not {images}: in the published code they change each other",
+            "give one prompt, and no --num",
+        )
+    if dtype != "float32":
+        raise OptionError(
+            f"--compat official needs the weights in float32, not {dtype}: the published code rounds where it computes",
+            "use --dtype float32",
         )
 
 

@@ -5,7 +5,7 @@ Letters: B images (2B rows under guidance), C code width, h w latent, l tokens o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -15,10 +15,13 @@ from star_cli.generation.cache import make_caches
 from star_cli.generation.filtering import draw_tokens
 from star_cli.generation.guidance import guide, ramped_guidance
 from star_cli.generation.options import SamplingOptions
-from star_cli.models.condition import TextCondition
+from star_cli.generation.randomness import Randomness
+from star_cli.generation.stable import draw_stable, is_refined
+from star_cli.models.block import Prompted
+from star_cli.models.condition import Condition, stack
 from star_cli.models.quantizer import MultiScaleQuantizer
 from star_cli.models.schedule import ScaleSchedule
-from star_cli.models.transformer import Prompted, StarTransformer
+from star_cli.models.transformer import StarTransformer
 
 OnScale = Callable[[int, int], None]
 """Called after each scale with the number of scales done and their total."""
@@ -38,46 +41,68 @@ class Drawn:
 def draw(
     transformer: StarTransformer,
     quantizer: MultiScaleQuantizer,
-    condition: TextCondition,
-    unconditional: TextCondition,
+    condition: Condition,
+    unconditional: Condition,
     schedule: ScaleSchedule,
     options: SamplingOptions,
-    generators: Sequence[torch.Generator],
+    randomness: Randomness,
     on_scale: OnScale | None = None,
 ) -> Drawn:
     """Draw the token maps of B images.
 
+    With `options.compat` "official" f_hat is added up, and cross-attention heard, as in the published code; whoever
+    calls sets autocast and hands in the random stream.
+
     Args:
         transformer: predicts the tokens.
         quantizer: adds each scale to f_hat.
-        condition: text features of the B prompts.
-        unconditional: text features of the empty or negative prompt, B rows.
+        condition: text features of the B prompts, or B classes.
+        unconditional: text features of the empty or negative prompt, or no class, B rows.
         schedule: sides of the token maps.
-        options: guidance and filters.
-        generators: one per image; nothing else is random.
+        options: guidance, filters, stable sampling.
+        randomness: of the B images; nothing else is random.
         on_scale: progress callback.
+    Raises:
+        OptionError: stable sampling is asked for and the weights cannot do it; words for a class model, or the reverse.
     """
     images = len(condition)
     guided = options.guidance > 0
-    rows = TextCondition.stack(condition, unconditional) if guided else condition
-    prompted = transformer.prompt(rows, images)
+    is_official = options.compat == "official"
+    rows = stack(condition, unconditional) if guided else condition
+    prompted = transformer.prompt(rows, images, "first_image" if is_official else None)
     caches = make_caches(transformer.config.depth, schedule.length)
     f_hat = torch.zeros(
-        images, transformer.config.code_dim, schedule.last_side, schedule.last_side, device=prompted.start.device
+        *(images, transformer.config.code_dim, schedule.last_side, schedule.last_side),
+        dtype=_published_dtype(prompted) if is_official else torch.float32,
+        device=prompted.start.device,
     )
     token_maps = []
     for scale, side in enumerate(schedule.sides):
         x = _scale_input(transformer, quantizer, prompted, f_hat, scale, schedule)
         hidden = transformer.run_blocks(x, prompted, schedule, schedule.slice(scale), stores=caches)
-        logits = transformer.logits(hidden, prompted)  # (B or 2B, l, V), float32: decides tokens
-        if guided:
-            logits = guide(logits, ramped_guidance(options.guidance, scale, schedule))
-        tokens = draw_tokens(logits, options, generators)  # (B, l)
-        f_hat = quantizer.add_scale(f_hat, quantizer.look_up(tokens, side), scale, schedule)
+        if is_refined(transformer, scale, options):
+            tokens = draw_stable(transformer, quantizer, hidden, prompted, schedule, scale, options, randomness)
+        else:
+            logits = transformer.logits(hidden, prompted)  # (B or 2B, l, V), float32: decides tokens
+            if guided:
+                logits = guide(logits, ramped_guidance(options.guidance, scale, schedule))
+            tokens = draw_tokens(logits, options, randomness)  # (B, l)
+        f_hat = quantizer.add_scale(f_hat, quantizer.look_up(tokens, side), scale, schedule).to(f_hat.dtype)
         token_maps.append(tokens.unflatten(1, (side, side)))
         if on_scale is not None:
             on_scale(scale + 1, len(schedule))
     return Drawn(f_hat, token_maps)
+
+
+def _published_dtype(prompted: Prompted) -> torch.dtype:
+    """Of f_hat in the published code, which takes it from the start map.
+
+    That is half precision when a linear layer made the map under autocast, float32 when it was looked up for a class.
+    """
+    device = prompted.start.device.type
+    if prompted.class_vector is None and torch.is_autocast_enabled(device):
+        return torch.get_autocast_dtype(device)
+    return torch.float32
 
 
 def _scale_input(

@@ -44,3 +44,42 @@ class TextCondition:
             torch.cat([first.states, second.states]),
             torch.cat([first.mask, second.mask]),
         )
+
+
+@dataclass(frozen=True)
+class ClassCondition:
+    """Classes of B images.
+
+    Args:
+        labels: number of each class, (B,), int64; the number of classes stands for no class (VAR).
+    """
+
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return self.labels.shape[0]
+
+    def to(self, device: torch.device | str) -> ClassCondition:
+        """The same classes on another device."""
+        return ClassCondition(self.labels.to(device))
+
+    def rows(self, index: Tensor | slice) -> ClassCondition:
+        """Some of the classes, in the order of `index`."""
+        return ClassCondition(self.labels[index])
+
+    @staticmethod
+    def stack(first: ClassCondition, second: ClassCondition) -> ClassCondition:
+        """The classes of `first`, then those of `second`."""
+        return ClassCondition(torch.cat([first.labels, second.labels]))
+
+
+Condition = TextCondition | ClassCondition
+
+
+def stack(first: Condition, second: Condition) -> Condition:
+    """Two conditions of one kind, one after the other."""
+    if isinstance(first, TextCondition) and isinstance(second, TextCondition):
+        return TextCondition.stack(first, second)
+    if isinstance(first, ClassCondition) and isinstance(second, ClassCondition):
+        return ClassCondition.stack(first, second)
+    raise TypeError("words and classes cannot be drawn together")

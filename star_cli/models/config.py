@@ -9,6 +9,9 @@ from typing import Any, Literal, Self, get_args, get_origin, get_type_hints
 
 from star_cli.errors import OptionError
 
+CrossAttentionRows = Literal["per_image", "conditional", "first_image"]
+"""See `TransformerConfig.cross_attention_rows`."""
+
 
 class Config:
     """What every config can do: become plain data, and come back from it with unknown fields refused."""
@@ -120,7 +123,7 @@ class TransformerConfig(Config):
     """Number of classes when conditioning is "class"; one more row stands for no class."""
     cross_attention: bool = True
     """Each block looks at the text states (STAR)."""
-    cross_attention_rows: Literal["per_image", "conditional", "first_image"] = "per_image"
+    cross_attention_rows: CrossAttentionRows = "per_image"
     """Whose cross-attention reaches a row. "per_image": its own. "first_image": that of the batch's first row, for
     every row, as in the released STAR code. "conditional": under guidance the unconditional row of an image takes over
     what its conditional row got, which equals "first_image" for one image alone and keeps images of a batch apart."""
@@ -144,6 +147,16 @@ class TransformerConfig(Config):
     logit_norm: bool = True
     """LayerNorm without gain before the head (STAR)."""
 
+    stable_head: bool = False
+    """A second head that draws the last scales once more in several steps (STAR, causal-driven stable sampling)."""
+    stable_blocks: int = 3
+    """Blocks of that head."""
+    stable_from: int = 9
+    """First scale, counted from 0, that it draws: the last one at 256 and 512 px, five of them at 1024 px."""
+    stable_version: Literal["1024", "new"] = "1024"
+    """How it is used. "1024": eight steps a scale, of which the first five take the ordinary head's word; from scale
+    13 on (counted from 0) 15 steps, all its own. "new": eight steps, all its own."""
+
     def __post_init__(self) -> None:
         self._check_choices()
         _check(
@@ -157,6 +170,11 @@ class TransformerConfig(Config):
         _check(self.position != "learned" or self.learned_positions > 0, "learned positions need their number")
         text = self.conditioning == "text"
         _check(text or not self.cross_attention, "cross-attention needs text: a class has no states to look at")
+        _check(text or not self.stable_head, "stable sampling needs text: its head starts from the pooled feature")
+        _check(
+            self.stable_blocks > 0 and self.stable_from >= 0,
+            "stable sampling needs at least one block, and a first scale of at least 0",
+        )
         _check(not text or not self.modulation.startswith("class"), "modulation by class needs conditioning by class")
 
     @property

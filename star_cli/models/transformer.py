@@ -7,100 +7,21 @@ Z code width, D text width, T text tokens.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from star_cli.errors import OptionError, ShapeError
-from star_cli.models.attention import CrossAttention, KeysValues, KeyValueStore, SelfAttention
-from star_cli.models.condition import TextCondition
-from star_cli.models.config import TransformerConfig
+from star_cli.models.attention import KeyValueStore
+from star_cli.models.block import Block, FeedForward, Prompted
+from star_cli.models.condition import ClassCondition, Condition, TextCondition
+from star_cli.models.config import CrossAttentionRows, TransformerConfig
 from star_cli.models.rope import rotation_table
 from star_cli.models.schedule import ScaleSchedule
+from star_cli.models.stable_head import StableHead
 
-NO_CHANGE = (1.0, 1.0, 0.0, 0.0, 0.0, 0.0)
-Modulation = Sequence[Tensor] | tuple[float, ...]
-"""Two gains, two scales, two shifts, in this order: of self-attention and of the feed-forward network."""
-
-
-@dataclass(frozen=True)
-class Prompted:
-    """All that the transformer derives from the prompts (or classes) alone, computed once per picture."""
-
-    start: Tensor
-    """The 1x1 start map before position and level are added, (B, 1, C)."""
-    text: tuple[KeysValues, ...] = ()
-    """Text keys and values of each block; empty without cross-attention."""
-    text_mask: Tensor | None = None
-    """(B, 1, 1, T), True for tokens of the prompt."""
-    heard: int = 0
-    """Rows whose own text is looked at; the other rows repeat what these got."""
-    class_vector: Tensor | None = None
-    """(B, C), for class modulation."""
-
-
-class FeedForward(nn.Module):
-    """Two linear layers around a GELU."""
-
-    def __init__(self, config: TransformerConfig):
-        super().__init__()
-        hidden = round(config.width * config.mlp_ratio)
-        self.enter = nn.Linear(config.width, hidden)
-        self.leave = nn.Linear(hidden, config.width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, l, C) -> (B, l, C)."""
-        return self.leave(F.gelu(self.enter(x.to(self.enter.weight.dtype)), approximate="tanh"))
-
-
-class Block(nn.Module):
-    """x += self-attention; x += cross-attention; x += feed-forward; each behind a LayerNorm without gain and bias."""
-
-    def __init__(self, config: TransformerConfig):
-        super().__init__()
-        self.config = config
-        self.self_attention = SelfAttention(config)
-        self.cross_attention = CrossAttention(config) if config.cross_attention else None
-        self.feed_forward = FeedForward(config)
-        if config.modulation == "class":
-            self.modulation = nn.Linear(config.width, 6 * config.width)
-        elif config.modulation in ("class_shared", "level"):
-            self.modulation_offset = nn.Parameter(torch.randn(6, config.width) / config.width**0.5)
-
-    def _modulation(self, vector: Tensor | None) -> Modulation:
-        """The six modulations, each broadcastable to (B, l, C), from what `StarTransformer._modulation_input` made."""
-        if vector is None:
-            return NO_CHANGE
-        if self.config.modulation == "class":
-            six = self.modulation(F.silu(vector)).unflatten(-1, (6, -1))
-        else:  # the projection was shared by all blocks; each adds its own offset
-            six = vector + self.modulation_offset
-        return six.unbind(-2)
-
-    def forward(
-        self,
-        x: Tensor,
-        prompted: Prompted,
-        text: KeysValues | None,
-        modulation_input: Tensor | None,
-        rotation: Tensor | None,
-        mask: Tensor | None,
-        store: KeyValueStore | None,
-    ) -> Tensor:
-        """Residual stream in and out, (B, l, C) float32; arguments as in `SelfAttention` and `Prompted`."""
-        gain1, gain2, scale1, scale2, shift1, shift2 = self._modulation(modulation_input)
-        normed = self._norm(x) * (1 + scale1) + shift1
-        x = x + gain1 * self.self_attention(normed, rotation, mask, store)
-        if self.cross_attention is not None and text is not None and prompted.text_mask is not None:
-            heard = prompted.heard
-            looked = self.cross_attention(self._norm(x[:heard]), text, prompted.text_mask[:heard])
-            x = x + (looked if heard == len(x) else looked.repeat(len(x) // heard, 1, 1))
-        return x + gain2 * self.feed_forward(self._norm(x) * (1 + scale2) + shift2)
-
-    def _norm(self, x: Tensor) -> Tensor:
-        return F.layer_norm(x, (self.config.width,), eps=self.config.norm_eps)
+__all__ = ["Block", "FeedForward", "Prompted", "StarTransformer"]
 
 
 class StarTransformer(nn.Module):
@@ -127,37 +48,64 @@ class StarTransformer(nn.Module):
             self.head_modulation = nn.Linear(width, 2 * width)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
         self.head = nn.Linear(width, config.codebook_size)
+        self.stable = StableHead(config) if config.stable_head else None
         self._tables: dict[tuple[ScaleSchedule, torch.device], Tensor] = {}
 
     def set_compute_dtype(self, dtype: torch.dtype) -> None:
-        """Weights and activations of the blocks in `dtype`; the head stays float32, for its logits decide tokens."""
+        """Weights and activations of the blocks in `dtype`; the heads stay float32, for their logits decide tokens."""
         self.to(dtype)
         self.head.float()
+        if self.config.conditioning == "class":
+            self.head_modulation.float()
+        if self.stable is not None:
+            self.stable.head.float()
 
     # -- what is computed once per picture ------------------------------------------------------------------------
 
-    def prompt(self, condition: TextCondition, images: int | None = None) -> Prompted:
-        """Start map and text keys/values of B prompts.
+    def prompt(
+        self, condition: Condition, images: int | None = None, heard_rows: CrossAttentionRows | None = None
+    ) -> Prompted:
+        """All that follows from B prompts, or B classes, alone.
 
         Args:
-            condition: text features; under guidance the conditional rows first, then as many unconditional ones.
+            condition: text features or classes; under guidance the conditional rows first, then as many unconditional
+                ones.
             images: how many of the rows are conditional; all when None.
+            heard_rows: whose cross-attention reaches a row; as the config says when None.
+        Raises:
+            OptionError: words for a class model, or a class for a text model; a class that is not there.
+            ShapeError: text features of another width.
         """
+        if isinstance(condition, ClassCondition):
+            return self.class_prompt(condition.labels)
+        return self._text_prompt(condition, images or len(condition), heard_rows or self.config.cross_attention_rows)
+
+    def _text_prompt(self, condition: TextCondition, images: int, heard_rows: CrossAttentionRows) -> Prompted:
+        if self.config.conditioning != "text":
+            raise OptionError("this model draws classes, not words")
         if condition.pooled.shape[-1] != self.config.text_width:
             raise ShapeError(
                 f"text features are {condition.pooled.shape[-1]} wide, this model reads {self.config.text_width}"
             )
         start = self.text_to_start(condition.pooled.to(self.text_to_start.weight.dtype)).float()[:, None]
+        stable_start = None if self.stable is None else self.stable.start(condition.pooled)
         if not self.config.cross_attention:
-            return Prompted(start)
-        rows = len(condition)
-        heard = {"per_image": rows, "first_image": 1, "conditional": images or rows}[self.config.cross_attention_rows]
+            return Prompted(start, stable_start=stable_start)
+        heard = {"per_image": len(condition), "first_image": 1, "conditional": images}[heard_rows]
         looks = [block.cross_attention for block in self._blocks() if block.cross_attention is not None]
         text = tuple(look.text_keys_values(condition.states[:heard]) for look in looks)
-        return Prompted(start, text, condition.mask.bool()[:, None, None, :], heard)
+        return Prompted(start, text, condition.mask.bool()[:, None, None, :], heard, stable_start=stable_start)
 
     def class_prompt(self, labels: Tensor) -> Prompted:
-        """Start map of B class labels, (B,) int64; `config.classes` stands for no class (VAR)."""
+        """Start map of B class labels, (B,) int64; `config.classes` stands for no class (VAR).
+
+        Raises:
+            OptionError: a text model, or a label out of range.
+        """
+        if self.config.conditioning != "class":
+            raise OptionError("this model draws words, not classes")
+        if bool(((labels < 0) | (labels > self.config.classes)).any()):
+            raise OptionError(f"classes are numbered 0 to {self.config.classes - 1}")
         vector = self.class_embedding(labels).float()
         return Prompted(vector[:, None], class_vector=vector)
 
@@ -267,8 +215,8 @@ class StarTransformer(nn.Module):
         if self.config.logit_norm or self.config.conditioning == "class":
             hidden = F.layer_norm(hidden, (self.config.width,), eps=self.config.norm_eps)
         if prompted.class_vector is not None:
-            vector = F.silu(prompted.class_vector.to(self.head_modulation.weight.dtype))
-            scale, shift = self.head_modulation(vector).float()[:, None].chunk(2, dim=-1)  # (B, 1, C) each
+            vector = F.silu(prompted.class_vector)
+            scale, shift = self.head_modulation(vector)[:, None].chunk(2, dim=-1)  # (B, 1, C) each
             hidden = hidden * (1 + scale) + shift
         return self.head(hidden).float()
 
@@ -277,7 +225,17 @@ class StarTransformer(nn.Module):
     def forward(
         self, prompted: Prompted, teacher_input: Tensor, schedule: ScaleSchedule, keep: Tensor | None = None
     ) -> Tensor:
-        """Logits of every scale under teacher forcing.
+        """Logits of every scale under teacher forcing; arguments as in `hidden_states`.
+
+        Returns:
+            (B, L, V), or (B, kept, V).
+        """
+        return self.logits(self.hidden_states(prompted, teacher_input, schedule, keep), prompted)
+
+    def hidden_states(
+        self, prompted: Prompted, teacher_input: Tensor, schedule: ScaleSchedule, keep: Tensor | None = None
+    ) -> Tensor:
+        """Hidden states of every scale under teacher forcing.
 
         Args:
             prompted: from `prompt` or `class_prompt`, B rows.
@@ -287,7 +245,7 @@ class StarTransformer(nn.Module):
             keep: which of the L tokens take part, (L,) bool; all when None (STAR drops some of the largest scale at
                 1024 px).
         Returns:
-            (B, L, V), or (B, kept, V).
+            (B, L, C), or (B, kept, C).
         """
         first = schedule.offsets[1]
         if teacher_input.shape[1] != schedule.length - first:
@@ -300,7 +258,37 @@ class StarTransformer(nn.Module):
         if keep is not None:
             tokens = keep.bool().nonzero()[:, 0]
             x, mask = x[:, tokens], mask[tokens][:, tokens]
-        return self.logits(self.run_blocks(x, prompted, schedule, tokens, mask), prompted)
+        return self.run_blocks(x, prompted, schedule, tokens, mask)
+
+    # -- the last scales once more ----------------------------------------------------------------------------------
+
+    def stable_logits(
+        self, codes: Tensor, hidden: Tensor, prompted: Prompted, schedule: ScaleSchedule, scales: range
+    ) -> Tensor:
+        """The stable head's scores of some scales' codes, of which a few are known (STAR, stable sampling).
+
+        Args:
+            codes: code vectors of these scales, 0 where not known, (B or B / 2, l, Z).
+            hidden: from `run_blocks`, (B, l, C).
+            prompted: from `prompt`, B rows.
+            schedule: all scales of the picture.
+            scales: one in generation; in training all that are refined, each of which sees itself and the text token.
+        Returns:
+            (B, l, V), float32.
+        Raises:
+            OptionError: the weights have no stable head.
+        """
+        if self.stable is None or prompted.stable_start is None:
+            raise OptionError("these weights have no head for stable sampling")
+        tokens = slice(schedule.offsets[scales.start], schedule.offsets[scales.stop])
+        levels = schedule.levels().to(hidden.device)[tokens]
+        table = self.rotation(schedule)
+        # the text token does not turn, as the 1x1 map does not
+        rotation = None if table is None else torch.cat([table[:1], table[tokens]])
+        known = self.stable.embed(codes.repeat(len(hidden) // len(codes), 1, 1), levels)
+        features, previous = (torch.cat([prompted.stable_start, part], dim=1) for part in (known, hidden))
+        mask = None if len(scales) == 1 else self.stable.training_mask(levels)
+        return self.stable(features, previous, rotation, mask)[:, 1:]
 
     def _blocks(self) -> list[Block]:
         return list(self.blocks)  # type: ignore[arg-type]  # a ModuleList forgets what it holds

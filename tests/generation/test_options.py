@@ -11,7 +11,8 @@ from star_cli.generation.options import SamplingOptions
 
 
 def test_defaults_are_the_published_settings() -> None:
-    assert SamplingOptions().to_dict() == {"guidance": 4.0, "top_k": 600, "top_p": 0.8, "temperature": 1.0}
+    drawing = {"guidance": 4.0, "top_k": 600, "top_p": 0.8, "temperature": 1.0}
+    assert SamplingOptions().to_dict() == {**drawing, "stable": None, "compat": "none"}
 
 
 def test_options_come_back_from_json() -> None:

@@ -33,4 +33,4 @@ def _tolerance(absolute: float, relative: float) -> str:
 def _deviation(kind: Kind, deviation: float | None) -> str:
     if deviation is None:
         return "."
-    return "equal" if kind == "tokens" else f"{deviation:.1e}" if deviation else "0"
+    return "equal" if not any(TOLERANCES[kind]) else f"{deviation:.1e}" if deviation else "0"

@@ -19,15 +19,18 @@ from safetensors.torch import load_file, save_file
 THROUGH_THE_NETWORK = r"in/img|out/rec.*|out/total_c2i|out/grad_total_c2i/.*|out/grad_vq_.*/(encoder|quant_conv)\..*"
 CUTS = {  # case: regular expression of the tensors that go
     "rope": r"(in|out)/[3-9]/.*",
-    "sampling": r"(in|out)/gumbel.*|in/codebook",
+    "sampling": r"",  # none
+    "upscale": r"",
     "vqvae_share4": THROUGH_THE_NETWORK,
     "vqvae_share1": THROUGH_THE_NETWORK,
     "vqvae_share0": THROUGH_THE_NETWORK,
     "vqvae_share4_ten_scales": THROUGH_THE_NETWORK,
     "star_forward_rope": r"",  # none
-    "star_infer_256style": r"out/.*/img",
+    "star_infer_256style": r"out/.*/img|out/(b2_.*|cfg4_per_sample)/raw/.*",  # guided logits are made of the raw ones
+    "star_sampler_1024": r"out/img|out/step_raw/./[1-4]",  # those of step 0: of the ordinary head, which runs once
+    "var_adaln": r"out/.*/(img|raw/.*|hidden/.*)",
 }
-WHOLE = ["phi_selection.json"]
+WHOLE = ["mask_schedule.json", "phi_selection.json"]
 
 
 def cut(source: Path, target: Path) -> None:

@@ -26,13 +26,27 @@ from star_cli.models.quantizer import MultiScaleQuantizer
 from star_cli.models.schedule import ScaleSchedule
 from star_cli.models.transformer import StarTransformer
 from star_cli.models.vqvae import MultiScaleVQVAE
+from tests.reference import rows
 
 COPIES = Path(__file__).parent / "golden"
 FULL = Path(os.environ.get("STAR_REFERENCE") or Path(__file__).parents[3] / "shared" / "reference") / "golden"
 
 Model = TypeVar("Model", bound=nn.Module)
 Kind = Literal[
-    "tokens", "feature", "latent", "image", "rotary", "hidden", "logits", "guided", "probability", "loss", "gradient"
+    "tokens",
+    "feature",
+    "latent",
+    "image",
+    "rotary",
+    "hidden",
+    "logits",
+    "guided",
+    "probability",
+    "sureness",
+    "relaxed",
+    "copied",
+    "loss",
+    "gradient",
 ]
 TOLERANCES: dict[Kind, tuple[float, float]] = {  # absolute and relative, from the reference's README
     "tokens": (0, 0),
@@ -44,6 +58,9 @@ TOLERANCES: dict[Kind, tuple[float, float]] = {  # absolute and relative, from t
     "logits": (2e-4, 0),
     "guided": (5e-4, 0),
     "probability": (1e-6, 0),  # not stated there: a softmax over 64 recorded logits, so a few units in the last place
+    "sureness": (5e-5, 0),  # nor this: a softmax over guided logits that may be off by as much as theirs
+    "relaxed": (1e-6, 0),  # nor this: as "probability"; the noise is recorded, too
+    "copied": (0, 0),
     "loss": (1e-5, 0),
     "gradient": (2e-5, 1e-4),
 }
@@ -185,14 +202,44 @@ def transformer_config(values: dict[str, Any], **changes: Any) -> TransformerCon
         "modulation": "level" if values["shared_aln"] else "none",
         "logit_norm": values["enable_logit_norm"],
     }
+    if values.get("enable_adaptive_norm"):
+        fields |= {"stable_head": True, "stable_blocks": values["sampler_encoder_depth"]}
+        fields |= {"stable_from": values["sample_from_idx"]}
     return TransformerConfig(**(fields | changes))
 
 
 def build_transformer(case: Golden, **changes: Any) -> StarTransformer:
     """The STAR transformer of a case."""
+    if version := case.facts.get("sample_version"):
+        changes = {"stable_version": version, **changes}
     with torch.device("meta"):
         model = StarTransformer(transformer_config(case.facts["hyperparameters"], **changes))
-    return _filled(model, layouts.from_official(case.state("state/"), layouts.TRANSFORMER))
+    return _filled(model, layouts.from_official(case.state("state/"), rows.STAR))
+
+
+def build_class_transformer(case: Golden) -> StarTransformer:
+    """The VAR transformer of a case."""
+    values = case.facts["hyperparameters"]
+    config = TransformerConfig(
+        depth=values["depth"],
+        width=values["width"],
+        heads=values["heads"],
+        mlp_ratio=values["mlp_ratio"],
+        norm_eps=values["norm_eps"],
+        codebook_size=values["vocab_size"],
+        code_dim=values["Cvae"],
+        levels=len(values["patch_nums"]),
+        conditioning="class",
+        classes=values["num_classes"],
+        cross_attention=False,
+        position="learned",
+        learned_positions=values["L"],
+        l2_norm=values["attn_l2_norm"],
+        modulation="class_shared" if values["shared_aln"] else "class",
+    )
+    with torch.device("meta"):
+        model = StarTransformer(config)
+    return _filled(model, layouts.from_official(case.state("state/"), rows.VAR))
 
 
 def _filled(model: Model, state: dict[str, Tensor]) -> Model:
@@ -201,9 +248,10 @@ def _filled(model: Model, state: dict[str, Tensor]) -> Model:
     return model.eval()
 
 
-def text_of(case: Golden, rows: list[int]) -> TextCondition:
+def text_of(case: Golden, chosen: list[int], under: str = "in") -> TextCondition:
     """Text features of some rows of a case."""
-    return TextCondition(case["in/text_pooled"][rows], case["in/text_hidden"][rows], case["in/text_mask"][rows].bool())
+    pooled, states, mask = (case[f"{under}/text_{part}"][chosen] for part in ("pooled", "hidden", "mask"))
+    return TextCondition(pooled, states, mask.bool())
 
 
 def compare_gradients(case: Golden, under: str, model: nn.Module, layout: list[layouts.Row], prefix: str = "") -> None:

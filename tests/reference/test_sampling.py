@@ -1,4 +1,4 @@
-"""Top-k and top-p filters equal the published ones; the Gumbel relaxation waits for the refinement loop."""
+"""Top-k and top-p filters and the Gumbel relaxation equal the published ones."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ import torch
 from star_cli.generation.cache import random_generators
 from star_cli.generation.filtering import draw_tokens, filter_logits
 from star_cli.generation.options import SamplingOptions
+from star_cli.generation.relaxation import relax
 from tests.reference.golden import Golden, golden, uncovered
 
 FILTERS = 13
 TOP_K_1 = [1, 12]
 TIED_ROWS = [(0, 0), (1, 2)]
-LATER = ("gumbel", "gumbel_filtered")
+GUMBEL = 5
 
 
 @pytest.mark.parametrize("index", range(FILTERS))
@@ -56,7 +57,29 @@ def test_with_top_k_1_the_draw_is_the_only_code_left(index: int) -> None:
     assert torch.equal(tokens[untied], kept.int().argmax(-1)[untied])
 
 
-def test_no_recorded_filter_is_left_uncompared() -> None:
+def compare_relaxed(case: Golden, under: str, logits: torch.Tensor, progress: float) -> None:
+    soft = relax(logits, case[f"in/{under}/noise"], progress)
+    case.compare(f"{under}/soft", soft, "relaxed")
+    case.compare(f"{under}/h", soft @ case["in/codebook"], "latent")
+    case.finish(under)
+
+
+@pytest.mark.parametrize("index", range(GUMBEL))
+def test_relaxation_with_the_recorded_noise(index: int) -> None:
+    case = golden("sampling")
+    values = case.facts["gumbel_cases"][index]
+    assert max(0.27 * (1 - 0.95 * values["ratio"]), 0.005) == pytest.approx(values["tau"])
+    compare_relaxed(case, f"gumbel/{index}", case["in/gumbel_logits"], values["ratio"])
+
+
+def test_relaxation_of_filtered_logits() -> None:
+    case = golden("sampling")
+    compare_relaxed(case, "gumbel_filtered", filter_logits(case["in/gumbel_logits"], 12, 0.9), 0.5)
+
+
+def test_no_recorded_filter_or_relaxation_is_left_uncompared() -> None:
     case = golden("sampling")
     assert len(case.facts["filter_cases"]) == FILTERS
-    assert uncovered(case, *map(str, range(FILTERS)), *LATER) == []
+    assert len(case.facts["gumbel_cases"]) == GUMBEL
+    relaxations = [*(f"gumbel/{index}" for index in range(GUMBEL)), "gumbel_filtered"]
+    assert uncovered(case, *map(str, range(FILTERS)), *relaxations) == []

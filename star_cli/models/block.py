@@ -1,0 +1,103 @@
+"""One block of the scale-wise transformer, and what it is told about the prompt (STAR, figure of the block; VAR, 3.1).
+
+Letters: B rows (images, doubled under guidance), l tokens handed in, C width, T text tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from star_cli.models.attention import CrossAttention, KeysValues, KeyValueStore, SelfAttention
+from star_cli.models.config import TransformerConfig
+
+NO_CHANGE = (1.0, 1.0, 0.0, 0.0, 0.0, 0.0)
+Modulation = Sequence[Tensor] | tuple[float, ...]
+"""Two gains, two scales, two shifts, in this order: of self-attention and of the feed-forward network."""
+
+
+@dataclass(frozen=True)
+class Prompted:
+    """All that the transformer derives from the prompts (or classes) alone, computed once per picture."""
+
+    start: Tensor
+    """The 1x1 start map before position and level are added, (B, 1, C)."""
+    text: tuple[KeysValues, ...] = ()
+    """Text keys and values of each block; empty without cross-attention."""
+    text_mask: Tensor | None = None
+    """(B, 1, 1, T), True for tokens of the prompt."""
+    heard: int = 0
+    """Rows whose own text is looked at; the other rows repeat what these got."""
+    class_vector: Tensor | None = None
+    """(B, C), for class modulation."""
+    stable_start: Tensor | None = None
+    """The stable head's own text token, (B, 1, C); None for a model without that head."""
+
+
+class FeedForward(nn.Module):
+    """Two linear layers around a GELU."""
+
+    def __init__(self, config: TransformerConfig):
+        super().__init__()
+        hidden = round(config.width * config.mlp_ratio)
+        self.enter = nn.Linear(config.width, hidden)
+        self.leave = nn.Linear(hidden, config.width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, l, C) -> (B, l, C)."""
+        return self.leave(F.gelu(self.enter(x.to(self.enter.weight.dtype)), approximate="tanh"))
+
+
+class Block(nn.Module):
+    """x += self-attention; x += cross-attention; x += feed-forward; each behind a LayerNorm without gain and bias."""
+
+    def __init__(self, config: TransformerConfig):
+        super().__init__()
+        self.config = config
+        self.self_attention = SelfAttention(config)
+        self.cross_attention = CrossAttention(config) if config.cross_attention else None
+        self.feed_forward = FeedForward(config)
+        if config.modulation == "class":
+            self.modulation = nn.Linear(config.width, 6 * config.width)
+        elif config.modulation in ("class_shared", "level"):
+            self.modulation_offset = nn.Parameter(torch.randn(6, config.width) / config.width**0.5)
+
+    def _modulation(self, vector: Tensor | None) -> Modulation:
+        """The six modulations, each broadcastable to (B, l, C), from what `StarTransformer._modulation_input` made."""
+        if vector is None:
+            return NO_CHANGE
+        if self.config.modulation == "class":
+            six = self.modulation(F.silu(vector)).unflatten(-1, (6, -1))
+        else:  # the projection was shared by all blocks; each adds its own offset
+            six = vector + self.modulation_offset
+        return six.unbind(-2)
+
+    def forward(
+        self,
+        x: Tensor,
+        prompted: Prompted | None,
+        text: KeysValues | None,
+        modulation_input: Tensor | None,
+        rotation: Tensor | None,
+        mask: Tensor | None,
+        store: KeyValueStore | None,
+    ) -> Tensor:
+        """Residual stream in and out, (B, l, C) float32; arguments as in `SelfAttention` and `Prompted`.
+
+        Without cross-attention `prompted` may be None.
+        """
+        gain1, gain2, scale1, scale2, shift1, shift2 = self._modulation(modulation_input)
+        normed = self._norm(x) * (1 + scale1) + shift1
+        x = x + gain1 * self.self_attention(normed, rotation, mask, store)
+        if self.cross_attention is not None and text is not None and prompted and prompted.text_mask is not None:
+            heard = prompted.heard
+            looked = self.cross_attention(self._norm(x[:heard]), text, prompted.text_mask[:heard])
+            x = x + (looked if heard == len(x) else looked.repeat(len(x) // heard, 1, 1))
+        return x + gain2 * self.feed_forward(self._norm(x) * (1 + scale2) + shift2)
+
+    def _norm(self, x: Tensor) -> Tensor:
+        return F.layer_norm(x, (self.config.width,), eps=self.config.norm_eps)
