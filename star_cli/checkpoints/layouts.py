@@ -1,7 +1,7 @@
 """Key layouts of the published models, as data: the only place where the official short names appear.
 
 A row says where a tensor goes and what is done to it, or that it is left out on purpose, why, and what to put back when
-the official layout is written. Braces stand for an index. `translate.py` has the way back, and what each file must hold.
+the official layout is written. Braces stand for an index. `translate.py` has the way back.
 """
 
 from __future__ import annotations
@@ -187,7 +187,27 @@ def layout_of(config: TransformerConfig | VQVAEConfig) -> list[Row]:
     return [row for row in VQVAE if not row.official.startswith(phi) or row.official.rpartition(".")[0] == official]
 
 
+def from_official(state: Mapping[str, Tensor], layout: Iterable[Row]) -> dict[str, Tensor]:
+    """Our keys and shapes for an official state dict.
 
+    Raises:
+        ModelFolderError: keys that no row knows.
+    """
+    rows = [(row, pattern_of(row.official)) for row in layout]
+    ours: dict[str, Tensor] = {}
+    foreign = []
+    for key, tensor in state.items():
+        for row, pattern in rows:
+            if match := pattern.fullmatch(key):
+                if row.ours is not None:
+                    name = row.ours.format(**match.groupdict())
+                    ours[name] = RESHAPES[row.shape][0](tensor) if row.shape else tensor
+                break
+        else:
+            foreign.append(key)
+    if foreign:
+        raise ModelFolderError(f"keys of no known layout: {', '.join(sorted(foreign)[:10])}")
+    return ours
 
 
 def pattern_of(key: str) -> re.Pattern[str]:

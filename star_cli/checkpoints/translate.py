@@ -11,11 +11,10 @@ import torch
 from torch import Tensor
 
 from star_cli.checkpoints.layouts import RESHAPES, Row, layout_of, pattern_of
+from star_cli.checkpoints.tensors import outline_of
 from star_cli.errors import ModelFolderError
 from star_cli.models.config import TransformerConfig, VQVAEConfig
 from star_cli.models.schedule import ScaleSchedule
-from star_cli.models.transformer import StarTransformer
-from star_cli.models.vqvae import MultiScaleVQVAE
 
 REFILLS: dict[str, Callable[[Any, ScaleSchedule, Tensor], Tensor]] = {  # config, schedule, the tensor it stands beside
     "zeros": lambda config, schedule, beside: torch.zeros(beside.shape),
@@ -45,34 +44,6 @@ class Place:
     def to_official(self, tensor: Tensor) -> Tensor:
         """Our tensor in the official shape."""
         return RESHAPES[self.row.shape][1](tensor) if self.row.shape else tensor
-
-
-def to_official(self, tensor: Tensor) -> Tensor:
-        """Our tensor in the official shape."""
-        return RESHAPES[self.row.shape][1](tensor) if self.row.shape else tensor
-
-
-def from_official(state: Mapping[str, Tensor], layout: Iterable[Row]) -> dict[str, Tensor]:
-    """Our keys and shapes for an official state dict.
-
-    Raises:
-        ModelFolderError: keys that no row knows.
-    """
-    rows = [(row, pattern_of(row.official)) for row in layout]
-    ours: dict[str, Tensor] = {}
-    foreign = []
-    for key, tensor in state.items():
-        for row, pattern in rows:
-            if match := pattern.fullmatch(key):
-                if row.ours is not None:
-                    name = row.ours.format(**match.groupdict())
-                    ours[name] = RESHAPES[row.shape][0](tensor) if row.shape else tensor
-                break
-        else:
-            foreign.append(key)
-    if foreign:
-        raise ModelFolderError(f"keys of no known layout: {', '.join(sorted(foreign)[:10])}")
-    return ours
 
 
 def to_official(
@@ -119,14 +90,6 @@ def official_places(config: TransformerConfig | VQVAEConfig, schedule: ScaleSche
                 refill = REFILLS[row.refill](config, schedule, tensor)
                 places[row.official.format(**match.groupdict())] = Place(row, None, tuple(refill.shape), refill)
     return places
-
-
-def outline_of(config: TransformerConfig | VQVAEConfig, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
-    """Our state dict on the meta device, in the dtypes in which `dtype` is stored."""
-    with torch.device("meta"):
-        model = StarTransformer(config) if isinstance(config, TransformerConfig) else MultiScaleVQVAE(config)
-    model.set_compute_dtype(dtype)
-    return model.state_dict()
 
 
 def _official_key(ours: str, rows: Iterable[tuple[Row, re.Pattern[str]]]) -> tuple[str, Row]:
