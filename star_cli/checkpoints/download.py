@@ -19,6 +19,7 @@ from star_cli.errors import DownloadError, StarError
 OnBytes = Callable[[str, int, int], None]
 """Told which file, bytes done, and bytes in all."""
 PIECE = 2**20
+WEIGHTS = (".pth", ".pt")
 
 
 @dataclass(frozen=True)
@@ -76,14 +77,18 @@ def _ask(model: PublishedModel) -> str:
     Raises:
         DownloadError: there are several, or none; they are listed.
     """
-    known = {other.transformer_file for other in PUBLISHED.values()} | {
-        other.vqvae_file for other in PUBLISHED.values()
-    }
-    names = [name for name in _list(model) if name.endswith((".pth", ".pt")) and name not in known]
+    if not model.is_published:
+        raise DownloadError(
+            f"no weights of {model.name} are published",
+            f"convert your own: `star weights convert FILE --as {model.name}`",
+        )
+    known = {name for other in PUBLISHED.values() for name in (other.transformer_file, other.vqvae_file)}
+    names = [name for name in _list(model) if name.endswith(WEIGHTS) and name not in known]
     if len(names) == 1:
         return names[0]
     raise DownloadError(
-        f"which file of {model.repository} is {model.name} is not known; it has {', '.join(names) or 'no other weights'}",
+        f"which file of {model.repository} is {model.name} is not known; "
+        f"it has {', '.join(names) or 'no other weights'}",
         f"name it: `star weights download {model.name} --file FILE`; a wrong one is refused when it is converted",
     )
 
@@ -135,7 +140,7 @@ def _fetch(model: PublishedModel, name: str, fresh: bool, on_bytes: OnBytes | No
             blob.unlink(missing_ok=True)
         if not blob.is_file():
             _fetch_bytes(found, blob, name, on_bytes)
-        _check(blob, found.etag, name)
+        sha256 = _check(blob, found.etag, name)
         path = Path(hf_hub_download(model.repository, name))  # finds the bytes in place, and names them
     except StarError:
         raise
@@ -143,7 +148,7 @@ def _fetch(model: PublishedModel, name: str, fresh: bool, on_bytes: OnBytes | No
         if isinstance(cached, str) and not fresh and _is_no_network(error):
             return _of_cache(name, Path(cached))
         raise _explained(error, model, name) from error
-    return _Fetched(name, path, _sha256(path), found.commit_hash)
+    return _Fetched(name, path, sha256, found.commit_hash)
 
 
 def _fetch_bytes(found: Any, blob: Path, name: str, on_bytes: OnBytes | None) -> None:
@@ -151,8 +156,7 @@ def _fetch_bytes(found: Any, blob: Path, name: str, on_bytes: OnBytes | None) ->
 
     huggingface_hub's own download starts a file over once its process ended, which at several gigabytes a file hurts.
     """
-    from huggingface_hub.file_download import http_get
-    from huggingface_hub.utils import build_hf_headers
+    from huggingface_hub.file_download import build_hf_headers, http_get  # type: ignore[attr-defined]
 
     headers = build_hf_headers()
     if urlparse(found.location).netloc != urlparse(_endpoint()).netloc:
@@ -173,33 +177,29 @@ def _fetch_bytes(found: Any, blob: Path, name: str, on_bytes: OnBytes | None) ->
     part.replace(blob)
 
 
-def _check(path: Path, etag: str, name: str) -> None:
+def _check(path: Path, etag: str, name: str) -> str:
     """Hold a file against the hash by which the hub knows it: SHA-256 of a large file, git's SHA-1 of a small one.
 
+    Returns:
+        The file's SHA-256.
     Raises:
-        DownloadError: it has another.
+        DownloadError: it has another hash.
     """
-    if len(etag) == 64:
-        found = _sha256(path)
-    elif len(etag) == 40:
+    sha256 = found = _hash(path, hashlib.sha256())
+    if len(etag) == 40:
         found = _hash(path, hashlib.sha1(f"blob {path.stat().st_size}\0".encode(), usedforsecurity=False))
-    else:  # a mirror's own kind of tag
-        return
-    if found != etag:
+    if len(etag) in (40, 64) and found != etag:  # a mirror may have another kind of tag, which tells nothing
         raise DownloadError(
             f"{name}: hash is {found[:12]}..., the hub says {etag[:12]}...",
             "download it again with --force; if that does not help, the mirror or the repository is at fault",
         )
+    return sha256
 
 
 def _of_cache(name: str, path: Path) -> _Fetched:
     """A file that was downloaded before: its place in the cache is named after its hash."""
-    _check(path, path.resolve().name, name)
-    return _Fetched(name, path, _sha256(path), path.parents[len(Path(name).parts) - 1].name)
-
-
-def _sha256(path: Path) -> str:
-    return _hash(path, hashlib.sha256())
+    sha256 = _check(path, path.resolve().name, name)
+    return _Fetched(name, path, sha256, path.parents[len(Path(name).parts) - 1].name)
 
 
 def _hash(path: Path, digest: Any) -> str:
@@ -224,7 +224,7 @@ def _explained(error: Exception, model: PublishedModel, name: str | None) -> Dow
             "set HF_TOKEN if it is private; check HF_ENDPOINT if it is set",
         )
     if isinstance(error, EntryNotFoundError) and not _is_no_network(error):
-        there = [other for other in _list(model) if other.endswith((".pth", ".pt"))]
+        there = [other for other in _list(model) if other.endswith(WEIGHTS)]
         return DownloadError(
             f"{what}{model.repository} has no such file; it has {', '.join(there) or 'no weights'}",
             f"name the right one: `star weights download {model.name} --file FILE`",

@@ -64,6 +64,8 @@ class PublishedModel:
     text_folder: str | None = None
     """In the repository."""
     licence: str = "MIT"
+    is_published: bool = True
+    """False for a configuration whose weights everybody has to train with the authors' code."""
 
     @property
     def resolution(self) -> int:
@@ -180,6 +182,7 @@ _MODELS = [
         text_reference=T5,
         transformer_file=None,
         text_folder=None,
+        is_published=False,
     ),
     _VAR_D16,
     *(
