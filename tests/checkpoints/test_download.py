@@ -24,12 +24,14 @@ COMMIT = "a" * 40
 PROGRAM = """
 import sys
 from dataclasses import replace
+from huggingface_hub import constants
 from star_cli.checkpoints import convert, known, published
 from tests.checkpoints.official_files import TINY_STAR, TINY_VAR
 from star_cli.cli import weights
 models = [replace(TINY_STAR, text_folder=None), replace(TINY_STAR, name="tiny-text", transformer_file=None), TINY_VAR]
 published.PUBLISHED.clear()
 published.PUBLISHED.update({model.name: model for model in models})
+constants.DOWNLOAD_CHUNK_SIZE = 4096  # bytes that a broken connection can cost; the files here are small
 from star_cli.cli.app import app
 app(sys.argv[1:], prog_name="star")
 """
@@ -152,12 +154,12 @@ class Machine:
 
     def star(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [sys.executable, "-c", PROGRAM, "weights", *arguments],
+            [sys.executable, "-X", "faulthandler", "-c", PROGRAM, "weights", *arguments],
             env={**self.environment, **environment},
             cwd=self.home,
             capture_output=True,
             text=True,
-            timeout=100,
+            timeout=60,
         )
 
 
@@ -193,7 +195,9 @@ def test_broken_connection_is_gone_on_with(hub: Hub, machine: Machine) -> None:
     result = machine.star("download", "tiny-var", HF_ENDPOINT=hub.url)
     assert (result.returncode, result.stderr) == (0, "")
     ranges = [given for method, name, given in hub.asked if (method, name) == ("GET", "tiny-var.pth")]
-    assert ranges == [None, f"bytes={size // 2}-"]
+    assert ranges[0] is None
+    assert 0 < int(str(ranges[1]).removeprefix("bytes=").removesuffix("-")) <= size // 2
+    assert len(ranges) == 2
 
 
 def test_interrupted_download_is_gone_on_with_by_the_next_command(hub: Hub, machine: Machine) -> None:
