@@ -54,9 +54,7 @@ def official_state(
     """Random weights under official keys; what follows from the config is as it must be."""
     places = official_places(config, schedule)
     state = random_like({key: place.shape for key, place in places.items()}, seed)
-    derived = {
-        key: place.refill for key, place in places.items() if place.refill is not None and not place.row.kept
-    }
+    derived = {key: place.refill for key, place in places.items() if place.refill is not None and not place.row.kept}
     return {**state, **derived}
 
 

@@ -88,9 +88,7 @@ def test_snapshot_alone_is_enough_and_a_file_of_the_vqvae_alone_goes_before_its_
 def test_large_parts_are_written_as_several_files_that_load_as_one(tmp_path: Path) -> None:
     files = write_files(tmp_path / "official", TINY_VAR)
     whole, told = convert(files, TINY_VAR, tmp_path / "whole"), []
-    parted = convert(
-        files, TINY_VAR, tmp_path / "parted", largest=40_000, on_bytes=lambda *counts: told.append(counts)
-    )
+    parted = convert(files, TINY_VAR, tmp_path / "parted", largest=40_000, on_bytes=lambda *counts: told.append(counts))
     shards = [path.name for path in parted.weights("transformer")]
     assert len(shards) > 2
     assert shards[0] == f"transformer-00001-of-{len(shards):05}.safetensors"
@@ -147,9 +145,7 @@ def test_export_writes_over_nothing_unless_told(tmp_path: Path) -> None:
     assert export_official(folder, tmp_path / "official", overwrite=True)[0] == files[0]
 
 
-def test_model_that_the_official_code_has_no_place_for_is_not_exported(
-    tiny_model_folder: Path, tmp_path: Path
-) -> None:
+def test_model_that_the_official_code_has_no_place_for_is_not_exported(tiny_model_folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ModelFolderError, match="tiny has no official layout"):
         export_official(read_model_folder(tiny_model_folder), tmp_path / "back")
     assert not (tmp_path / "back").exists()

@@ -95,7 +95,12 @@ class Handler(BaseHTTPRequestHandler):
             return self._refuse(404, "EntryNotFound")
         data = (hub.folder / name).read_bytes()
         etag = hub.hashes.get(name) or hashlib.sha256(data).hexdigest()
-        headers = {"ETag": f'"{etag}"', "X-Repo-Commit": COMMIT, "X-Linked-Size": str(len(data)), "Accept-Ranges": "bytes"}
+        headers = {
+            "ETag": f'"{etag}"',
+            "X-Repo-Commit": COMMIT,
+            "X-Linked-Size": str(len(data)),
+            "Accept-Ranges": "bytes",
+        }
         start = int((self.headers.get("Range") or "bytes=0-").removeprefix("bytes=").partition("-")[0])
         if start:
             headers["Content-Range"] = f"bytes {start}-{len(data) - 1}/{len(data)}"
@@ -184,7 +189,9 @@ def test_download_converts_and_names_the_model_and_then_needs_no_network(hub: Hu
     verified = machine.star("verify", "tiny-var")
     assert verified.stdout.splitlines()[0] == "transformer.safetensors\tok"
     # converted anew from the hub's cache, with the network switched off
-    offline = machine.star("download", "tiny-var", "--dtype", "float16", HF_HUB_OFFLINE="1", STAR_CACHE=str(machine.home))
+    offline = machine.star(
+        "download", "tiny-var", "--dtype", "float16", HF_HUB_OFFLINE="1", STAR_CACHE=str(machine.home)
+    )
     assert (offline.returncode, offline.stderr) == (0, "")
     assert offline.stdout == f"{machine.home / 'models' / 'tiny-var'}\n"
 
@@ -254,9 +261,12 @@ def test_file_whose_name_is_not_known_is_looked_for_and_never_guessed(hub: Hub, 
     (hub.folder / "tiny-star.pth").rename(hub.folder / "star-new.pth")
     result = machine.star("download", "tiny-text", HF_ENDPOINT=hub.url)
     assert result.returncode == 0
-    assert "star-new.pth" in json.loads((Path(result.stdout.strip()) / "config.json").read_text())["provenance"][
-        "converted_from"
-    ].values()
+    assert (
+        "star-new.pth"
+        in json.loads((Path(result.stdout.strip()) / "config.json").read_text())["provenance"][
+            "converted_from"
+        ].values()
+    )
     assert "warning: the text tower is not in the folder" in result.stderr
     (hub.folder / "star-newer.pth").write_bytes(b"another")
     asked = machine.star("download", "tiny-text", "--force", HF_ENDPOINT=hub.url)

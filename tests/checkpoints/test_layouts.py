@@ -116,7 +116,9 @@ def test_every_key_of_a_published_configuration_has_its_place(name: str) -> None
     places = official_places(config, schedule)
     assert {key: place.shape for key, place in places.items()} == expected
     whole = {key for key, _, dtype in read(name)["layout"] if dtype == "int64"}
-    assert {key for key, place in places.items() if place.refill is not None and place.refill.dtype == torch.int64} == whole
+    assert {
+        key for key, place in places.items() if place.refill is not None and place.refill.dtype == torch.int64
+    } == whole
 
 
 @pytest.mark.parametrize("name", [*LISTED.values(), *ABLATIONS, *VQVAES])
