@@ -1,4 +1,4 @@
-"""Official files become model folders and official files again; whatever is wrong with one is named, and nothing runs."""
+"""Official files become model folders and come back; whatever is wrong with one is named, and nothing in it runs."""
 
 from __future__ import annotations
 
@@ -140,7 +140,7 @@ def test_vqvae_of_another_number_of_scales_is_taken(tmp_path: Path) -> None:
 def test_export_writes_over_nothing_unless_told(tmp_path: Path) -> None:
     files = write_files(tmp_path / "official", TINY_VAR)
     folder = convert(files, TINY_VAR, tmp_path / "model")
-    with pytest.raises(OutputPathError, match="tiny-var.pth exists"):
+    with pytest.raises(OutputPathError, match=r"tiny-var\.pth exists"):
         export_official(folder, tmp_path / "official")
     assert export_official(folder, tmp_path / "official", overwrite=True)[0] == files[0]
 
@@ -225,7 +225,8 @@ def test_truncated_file_is_named_with_its_length(tmp_path: Path) -> None:
     data = transformer.read_bytes()
     transformer.write_bytes(data[: len(data) // 2])
     assert str(refusal(transformer, vqvae)) == (
-        f"tiny-var.pth: damaged or truncated after {len(data) // 2:,} bytes: its end, which lists the contents, is missing"
+        f"tiny-var.pth: damaged or truncated after {len(data) // 2:,} bytes: "
+        "its end, which lists the contents, is missing"
     )
 
 

@@ -64,10 +64,10 @@ class Handler(BaseHTTPRequestHandler):
 
     def log_message(self, *_: object) -> None: ...
 
-    def do_HEAD(self) -> None:  # noqa: N802 - the server's word
+    def do_HEAD(self) -> None:
         self._answer(body=False)
 
-    def do_GET(self) -> None:  # noqa: N802
+    def do_GET(self) -> None:
         self._answer(body=True)
 
     def _answer(self, body: bool) -> None:
@@ -164,7 +164,8 @@ class Machine:
             cwd=self.home,
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=100,
+            check=False,
         )
 
 
