@@ -52,3 +52,11 @@ class OutputError(StarError):
 
 class TrainingError(StarError):
     """A training run cannot go on."""
+
+
+class WeightsFileError(OptionError):
+    """A file of published weights is damaged, is another one than was asked for, or asks to run code."""
+
+
+class DownloadError(StarError):
+    """Files cannot be fetched from the hub."""

@@ -1,4 +1,4 @@
-"""The model folder: `config.json`, two safetensors files, the text encoder, the model card.
+"""The model folder: `config.json`, safetensors of transformer and VQVAE, the text encoder, the model card.
 
 Everything a folder says is checked at the door: `read_model_folder` checks the config, and that each file is there and
 whole in length; each `load_...` checks names, shapes and SHA-256 before the first tensor is used.
@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-from star_cli.checkpoints.record import FileRecord
+from star_cli.checkpoints.record import FileRecord, shard_names
 from star_cli.errors import ModelFolderError, OptionError
 from star_cli.generation.options import SamplingOptions
 from star_cli.models.config import TextEncoderConfig, TransformerConfig, VQVAEConfig
@@ -29,7 +29,10 @@ if TYPE_CHECKING:  # reading a config must not wait for torch: `star models` rea
 
 FORMAT, FORMAT_VERSION = "star-cli", 1
 CONFIG_FILE, CARD_FILE = "config.json", "README.md"
-TRANSFORMER_FILE, VQVAE_FILE, TEXT_FOLDER = "transformer.safetensors", "vqvae.safetensors", "text_encoder"
+TRANSFORMER, VQVAE, TEXT_FOLDER = "transformer", "vqvae", "text_encoder"
+"""How the names of the files begin that hold the tensors, and the folder of the text encoder."""
+UNUSED_FILE = "unused.safetensors"
+"""What published files hold and nothing here reads, kept for the way back (see `checkpoints/export.py`)."""
 USUAL_RESOLUTION = 256
 
 
@@ -45,7 +48,8 @@ class ModelFolder:
     name: str
     transformer: TransformerConfig
     vqvae: VQVAEConfig
-    text_encoder: TextEncoderConfig
+    text_encoder: TextEncoderConfig | None
+    """None for a model that draws classes."""
     schedules: Mapping[int, ScaleSchedule]
     """Scale schedule of each resolution in pixels."""
     default_resolution: int
@@ -65,11 +69,14 @@ class ModelFolder:
             f"the transformer predicts {codes[0]} codes of width {codes[1]}, "
             f"the vqvae has {self.vqvae.codebook_size} of width {self.vqvae.code_dim}",
         )
-        _require(
-            self.transformer.conditioning != "text" or self.transformer.text_width == self.text_encoder.width,
-            f"the transformer reads text features {self.transformer.text_width} wide, "
-            f"the text encoder gives {self.text_encoder.width}",
-        )
+        if self.transformer.conditioning == "text":
+            _require(self.text_encoder is not None, "the transformer reads text, and text_encoder is null")
+        if self.text_encoder is not None and self.transformer.conditioning == "text":
+            _require(
+                self.transformer.text_width == self.text_encoder.width,
+                f"the transformer reads text features {self.transformer.text_width} wide, "
+                f"the text encoder gives {self.text_encoder.width}",
+            )
         _require(len(self.schedules) > 0, "resolutions is empty")
         for resolution, schedule in self.schedules.items():
             pixels = schedule.last_side * self.vqvae.factor
@@ -88,6 +95,10 @@ class ModelFolder:
         """Of all files that are loaded."""
         return sum(record.size_bytes for record in self.files.values())
 
+    def weights(self, stem: str) -> dict[Path, FileRecord]:
+        """The safetensors files of the transformer or the VQVAE, one or several, in order."""
+        return {self.path / name: self.files[name] for name in shard_names(stem, self.files)}
+
     def load_transformer(self, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> StarTransformer:
         """Check the file, then load it; `dtype` is float32 when None, the head always is.
 
@@ -97,11 +108,8 @@ class ModelFolder:
         from star_cli.checkpoints.tensors import load_model
         from star_cli.models.transformer import StarTransformer
 
-        with _said_of(TRANSFORMER_FILE):
-            record = self.files[TRANSFORMER_FILE]
-            return load_model(
-                lambda: StarTransformer(self.transformer), self.path / TRANSFORMER_FILE, record, device, dtype
-            )
+        with _said_of(TRANSFORMER):
+            return load_model(lambda: StarTransformer(self.transformer), self.weights(TRANSFORMER), device, dtype)
 
     def load_vqvae(self, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> MultiScaleVQVAE:
         """Check the file, then load it; `dtype` is float32 when None, the quantiser always is.
@@ -112,19 +120,23 @@ class ModelFolder:
         from star_cli.checkpoints.tensors import load_model
         from star_cli.models.vqvae import MultiScaleVQVAE
 
-        with _said_of(VQVAE_FILE):
-            record = self.files[VQVAE_FILE]
-            return load_model(lambda: MultiScaleVQVAE(self.vqvae), self.path / VQVAE_FILE, record, device, dtype)
+        with _said_of(VQVAE):
+            return load_model(lambda: MultiScaleVQVAE(self.vqvae), self.weights(VQVAE), device, dtype)
 
     def load_text_encoder(self, device: torch.device | str = "cpu") -> TextEncoder:
         """Check its files, then load it in float32.
 
         Raises:
-            ModelFolderError: a file is missing or damaged, or one is there that the config does not list.
+            ModelFolderError: the model has no text encoder, a file is missing or damaged, or one is there that the
+                config does not list.
             TextEncoderError: the files are no text encoder such as the config describes.
         """
         from star_cli.models.text import load_text_encoder
 
+        if self.text_encoder is None:
+            raise ModelFolderError(
+                f"model {self.name} draws classes and has no text encoder", "give a class instead of a prompt"
+            )
         for name, record in self.files.items():
             if name.startswith(f"{TEXT_FOLDER}/"):
                 record.check(self.path / name)
@@ -139,13 +151,22 @@ def read_model_folder(path: Path | str) -> ModelFolder:
     Raises:
         ModelFolderError: naming the file, what was found and what was expected.
     """
+    folder = read_model_config(path)
+    for name, record in folder.files.items():
+        record.check_size(folder.path / name)
+    return folder
+
+
+def read_model_config(path: Path | str) -> ModelFolder:
+    """Read and check `config.json` alone.
+
+    Raises:
+        ModelFolderError: naming what was found and what was expected.
+    """
     path = Path(path)
     values = _upgrade(_read_config(path / CONFIG_FILE))
     with _said_of(CONFIG_FILE):
-        folder = _from_config(path, values)
-    for name, record in folder.files.items():
-        record.check_size(path / name)
-    return folder
+        return _from_config(path, values)
 
 
 def folder_to_config(folder: ModelFolder) -> dict[str, Any]:
@@ -156,7 +177,7 @@ def folder_to_config(folder: ModelFolder) -> dict[str, Any]:
         "name": folder.name,
         "transformer": folder.transformer.to_dict(),
         "vqvae": folder.vqvae.to_dict(),
-        "text_encoder": folder.text_encoder.to_dict(),
+        "text_encoder": folder.text_encoder.to_dict() if folder.text_encoder else None,
         "resolutions": {str(pixels): asdict(schedule) for pixels, schedule in sorted(folder.schedules.items())},
         "default_resolution": folder.default_resolution,
         "sampling": folder.sampling.to_dict(),
@@ -210,7 +231,7 @@ def _from_config(path: Path, values: Mapping[str, Any]) -> ModelFolder:
         name=str(values["name"]),
         transformer=TransformerConfig.from_dict(values["transformer"]),
         vqvae=VQVAEConfig.from_dict(values["vqvae"]),
-        text_encoder=TextEncoderConfig.from_dict(values["text_encoder"]),
+        text_encoder=TextEncoderConfig.from_dict(text) if (text := values["text_encoder"]) is not None else None,
         schedules={int(pixels): _read_schedule(schedule) for pixels, schedule in values["resolutions"].items()},
         default_resolution=values["default_resolution"],
         sampling=SamplingOptions.from_dict(values["sampling"]),
@@ -226,7 +247,8 @@ def _identity(values: Mapping[str, Any]) -> str:
 
     As it is stored: a field that a later version adds does not make another model of this one.
     """
-    told = {name: values[name] for name in ("transformer", "vqvae", "text_encoder", "resolutions", "files")}
+    told = {name: values[name] for name in ("transformer", "vqvae", "text_encoder", "resolutions")}
+    told["files"] = {name: record for name, record in values["files"].items() if name != UNUSED_FILE}
     return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
 
 
@@ -238,8 +260,8 @@ def _read_records(values: Mapping[str, Mapping[str, Any]]) -> dict[str, FileReco
     for name in values:
         pure = PurePosixPath(name)
         _require(not pure.is_absolute() and ".." not in pure.parts, f"file {name} is not inside the model folder")
-    for name in (TRANSFORMER_FILE, VQVAE_FILE):
-        _require(name in values, f"files does not list {name}")
+    for stem in (TRANSFORMER, VQVAE):
+        shard_names(stem, values)
     return {name: FileRecord(**record) for name, record in values.items()}
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import star_cli
 from star_cli.checkpoints.folder import CONFIG_FILE, ModelFolder, read_model_folder
+from star_cli.checkpoints.published import PUBLISHED
 from star_cli.errors import ModelFolderError, ModelNotFoundError
 
 SHIPPED = "star-shapes"
@@ -24,6 +25,11 @@ def shipped_root() -> Path:
 def cache_root() -> Path:
     """Folder of what the user downloaded or converted: `$STAR_CACHE`, else `~/.cache/star-cli`."""
     return Path(os.environ.get("STAR_CACHE") or "~/.cache/star-cli").expanduser()
+
+
+def published_path(name: str) -> Path:
+    """Where a published model goes once it is converted, so that its name finds it."""
+    return cache_root() / "models" / name
 
 
 def model_paths() -> dict[str, Path]:
@@ -43,15 +49,28 @@ def find_model(name_or_folder: str | Path) -> ModelFolder:
         ModelNotFoundError: neither.
         ModelFolderError: the folder is incomplete or damaged.
     """
+    return read_model_folder(find_model_path(name_or_folder))
+
+
+def find_model_path(name_or_folder: str | Path) -> Path:
+    """Where the model of this name is; what is in the folder is not looked at.
+
+    Raises:
+        ModelNotFoundError: no such name, and no such folder.
+    """
     known = model_paths()
     if isinstance(name_or_folder, str) and name_or_folder in known:
-        return read_model_folder(known[name_or_folder])
+        return known[name_or_folder]
     path = Path(name_or_folder).expanduser()
     if str(name_or_folder) and path.is_dir():
-        return read_model_folder(path)
+        return path
     if path.is_file():
         raise ModelNotFoundError(
             f"model {name_or_folder} is a file, not a model folder", "give the folder that holds it"
+        )
+    if name_or_folder in PUBLISHED:
+        raise ModelNotFoundError(
+            f"the weights of {name_or_folder} are not here yet", f"run `star weights download {name_or_folder}`"
         )
     raise ModelNotFoundError(
         f"no model is called {str(name_or_folder)!r}, and there is no such folder; known: {', '.join(known) or 'none'}",

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from star_cli.errors import ModelFolderError
+from star_cli.errors import ModelFolderError, OptionError
 
 _COPY_AGAIN = "copy or download the model folder again"
 
@@ -48,3 +50,22 @@ class FileRecord:
                 f"{path.name}: hash is {found[:12]}..., expected {self.sha256[:12]}...",
                 f"the file is damaged or was changed: {_COPY_AGAIN}",
             )
+
+
+def shard_names(stem: str, names: Iterable[str]) -> list[str]:
+    """Which of these files hold the tensors of `stem`, in order.
+
+    Raises:
+        OptionError: none, or some of several are missing.
+    """
+    names = set(names)
+    if f"{stem}.safetensors" in names:
+        return [f"{stem}.safetensors"]
+    pattern = re.compile(rf"{re.escape(stem)}-(\d+)-of-(\d+)\.safetensors")
+    found = {name: match for name in sorted(names) if (match := pattern.fullmatch(name))}
+    counts = {int(match[2]) for match in found.values()}
+    if not found:
+        raise OptionError(f"files does not list {stem}.safetensors")
+    if len(counts) != 1 or [int(match[1]) for match in found.values()] != list(range(1, counts.pop() + 1)):
+        raise OptionError(f"files does not list every part of {stem}: {', '.join(found)}")
+    return list(found)

@@ -6,7 +6,8 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,8 @@ from star_cli.checkpoints.folder import (
     CARD_FILE,
     CONFIG_FILE,
     TEXT_FOLDER,
-    TRANSFORMER_FILE,
-    VQVAE_FILE,
+    TRANSFORMER,
+    VQVAE,
     ModelFolder,
     folder_to_config,
     read_model_folder,
@@ -42,7 +43,7 @@ def write_model_folder(
     transformer: StarTransformer,
     vqvae: MultiScaleVQVAE,
     text_encoder_folder: Path | None,
-    text_encoder_config: TextEncoderConfig,
+    text_encoder_config: TextEncoderConfig | None,
     schedules: Mapping[int, ScaleSchedule],
     sampling: SamplingOptions,
     licence: str,
@@ -59,7 +60,7 @@ def write_model_folder(
         transformer: its weights and config.
         vqvae: its weights and config.
         text_encoder_folder: copied into the model folder; None when `text_encoder_config.source` is a hub name.
-        text_encoder_config: how to load the text encoder.
+        text_encoder_config: how to load the text encoder; None for a model that draws classes.
         schedules: scale schedule of each resolution in pixels.
         sampling: this model's defaults.
         licence: of the weights, as an SPDX name.
@@ -72,7 +73,7 @@ def write_model_folder(
     """
     path = Path(path)
     check_target(path)
-    if text_encoder_folder is not None:
+    if text_encoder_folder is not None and text_encoder_config is not None:
         text_encoder_config = replace(text_encoder_config, source=TEXT_FOLDER)
     folder = ModelFolder(
         path=path,
@@ -87,24 +88,49 @@ def write_model_folder(
         provenance=dict(provenance),
         files={},
     )
+    with new_folder(path) as new:
+        records = {
+            **save_model(transformer, new, TRANSFORMER, dtype),
+            **save_model(vqvae, new, VQVAE, dtype),
+        }
+        if text_encoder_folder is not None:
+            shutil.copytree(text_encoder_folder, new / TEXT_FOLDER)
+        complete_folder(new, folder, records, model_card)
+    return read_model_folder(path)
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """An empty folder beside `path` that takes its place when the block ends well, and goes when it does not.
+
+    Raises:
+        ModelFolderError: `path` holds something else than a model folder, or writing fails.
+    """
+    check_target(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as temporary:
             new = Path(temporary, "new")
             new.mkdir()
-            save_model(transformer, new / TRANSFORMER_FILE, dtype)
-            save_model(vqvae, new / VQVAE_FILE, dtype)
-            if text_encoder_folder is not None:
-                shutil.copytree(text_encoder_folder, new / TEXT_FOLDER)
-            (new / CARD_FILE).write_text(model_card, encoding="utf-8")
-            names = [TRANSFORMER_FILE, VQVAE_FILE, *text_files(new)]
-            folder = replace(folder, files={name: FileRecord.of(new / name) for name in names})
-            config = json.dumps(folder_to_config(folder), indent=2, ensure_ascii=False)
-            (new / CONFIG_FILE).write_text(config + "\n", encoding="utf-8")
+            yield new
             _move_into_place(new, path, Path(temporary, "old"))
     except OSError as error:
         raise ModelFolderError(f"{path}: cannot be written: {error.strerror or error}") from error
-    return read_model_folder(path)
+
+
+def complete_folder(new: Path, folder: ModelFolder, records: Mapping[str, FileRecord], model_card: str) -> None:
+    """Write card and config beside the tensors, the text encoder's files recorded.
+
+    Args:
+        new: the folder from `new_folder`.
+        folder: what it is to be; its `files` are filled in here.
+        records: hash and size of each file of tensors.
+        model_card: Markdown, becomes `README.md`.
+    """
+    (new / CARD_FILE).write_text(model_card, encoding="utf-8")
+    files = {**records, **{name: FileRecord.of(new / name) for name in text_files(new)}}
+    config = json.dumps(folder_to_config(replace(folder, files=files)), indent=2, ensure_ascii=False)
+    (new / CONFIG_FILE).write_text(config + "\n", encoding="utf-8")
 
 
 def check_target(path: Path) -> None:

@@ -22,6 +22,7 @@ from star_cli.cli.generate import generate
 from star_cli.cli.info import info
 from star_cli.cli.models import models
 from star_cli.cli.train import app as train
+from star_cli.cli.weights import app as weights
 
 
 class Commands(TyperGroup):
@@ -53,6 +54,7 @@ app.command()(info)
 app.command()(models)
 app.command()(doctor)
 app.add_typer(train, name="train")
+app.add_typer(weights, name="weights")
 
 
 def _show_version(wanted: bool) -> None:

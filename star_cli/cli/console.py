@@ -161,6 +161,23 @@ def training(quiet: bool = False) -> Iterator[TrainingPanel]:
         yield TrainingPanel(bar)
 
 
+@contextmanager
+def files(quiet: bool = False) -> Iterator[Callable[[str, int, int], None] | None]:
+    """A bar for each file that is read or written; the callback takes its name, bytes done, and bytes in all."""
+    with _bar(quiet) as bar:
+        if bar is None:
+            yield None
+            return
+        tasks: dict[str, TaskID] = {}
+
+        def on_bytes(name: str, done: int, total: int) -> None:
+            if name not in tasks:
+                tasks[name] = bar.add_task(name, note="MB")
+            bar.update(tasks[name], completed=done // 10**6, total=total // 10**6)
+
+        yield on_bytes
+
+
 class TrainingPanel:
     """Where a training tells how far it is."""
 

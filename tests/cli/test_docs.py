@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
 WRITER = DOCS / "write_help.py"
 PAGES = sorted(DOCS.glob("*.md"))
-COMMANDS = ["generate", "info", "models", "doctor", "train"]
+COMMANDS = ["generate", "info", "models", "doctor", "train", "weights"]
 BLOCK = re.compile(r"<!-- help:(?P<command>[a-z ]+) -->.*?<!-- /help -->", re.DOTALL)
 
 

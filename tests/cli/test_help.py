@@ -39,7 +39,7 @@ def test_help_names_every_command(star: Star) -> None:
     result = star("--help")
     assert result.exit_code == 0
     listed = result.stdout.partition("Commands:")[2].split()
-    assert {"generate", "info", "models", "doctor", "train"} <= set(listed)
+    assert {"generate", "info", "models", "doctor", "train", "weights"} <= set(listed)
 
 
 def test_star_alone_shows_help(star: Star) -> None:
