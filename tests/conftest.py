@@ -64,7 +64,10 @@ def tiny_model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def write_tiny_folder(
-    path: Path, transformer: TransformerConfig, text: Path, text_config: TextEncoderConfig = TINY_TEXT
+    path: Path,
+    transformer: TransformerConfig,
+    text: Path | None,
+    text_config: TextEncoderConfig | None = TINY_TEXT,
 ) -> Path:
     """A model folder of fixed random weights, called as its path ends."""
     write_model_folder(
@@ -87,7 +90,6 @@ def write_tiny_folder(
 def tiny_class_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """As `tiny_model_folder`, but it draws the thousand classes."""
     root = tmp_path_factory.mktemp("classes")
-    _save_tiny_text_tower(root / "text")
     config = replace(
         TINY_TRANSFORMER,
         conditioning="class",
@@ -96,7 +98,7 @@ def tiny_class_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         position="learned",
         learned_positions=85,
     )
-    return write_tiny_folder(root / "tiny-class", config, root / "text")
+    return write_tiny_folder(root / "tiny-class", config, None, None)
 
 
 @pytest.fixture(scope="session")

@@ -123,8 +123,6 @@ VAR = [
     Row("attn_bias_for_masking", None, why="follows from the schedule", beside="start_position", refill="mask"),
 ]
 
-TRANSFORMER = STAR
-
 
 def _residual_block(official: str, ours: str) -> list[Row]:
     return [

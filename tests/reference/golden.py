@@ -26,7 +26,6 @@ from star_cli.models.quantizer import MultiScaleQuantizer
 from star_cli.models.schedule import ScaleSchedule
 from star_cli.models.transformer import StarTransformer
 from star_cli.models.vqvae import MultiScaleVQVAE
-from tests.reference import rows
 
 COPIES = Path(__file__).parent / "golden"
 FULL = Path(os.environ.get("STAR_REFERENCE") or Path(__file__).parents[3] / "shared" / "reference") / "golden"
@@ -214,7 +213,7 @@ def build_transformer(case: Golden, **changes: Any) -> StarTransformer:
         changes = {"stable_version": version, **changes}
     with torch.device("meta"):
         model = StarTransformer(transformer_config(case.facts["hyperparameters"], **changes))
-    return _filled(model, layouts.from_official(case.state("state/"), rows.STAR))
+    return _filled(model, layouts.from_official(case.state("state/"), layouts.STAR))
 
 
 def build_class_transformer(case: Golden) -> StarTransformer:
@@ -239,7 +238,7 @@ def build_class_transformer(case: Golden) -> StarTransformer:
     )
     with torch.device("meta"):
         model = StarTransformer(config)
-    return _filled(model, layouts.from_official(case.state("state/"), rows.VAR))
+    return _filled(model, layouts.from_official(case.state("state/"), layouts.VAR))
 
 
 def _filled(model: Model, state: dict[str, Tensor]) -> Model:

@@ -10,11 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from star_cli.checkpoints import layouts
 from star_cli.generation import sampler, stable
 from star_cli.generation.options import SamplingOptions
 from star_cli.models.config import TransformerConfig
 from star_cli.models.schedule import ScaleSchedule
-from tests.reference import rows
 from tests.reference.golden import (
     Golden,
     build_quantizer,
@@ -183,7 +183,7 @@ def test_training_of_the_head(variant: str) -> None:
     loss = losses.sum(1).mean() / schedule.length
     case.compare(f"train/{variant}/loss", loss[None], "loss")
     loss.backward()
-    compare_gradients(case, f"train/{variant}/grad", model, rows.STAR)
+    compare_gradients(case, f"train/{variant}/grad", model, layouts.STAR)
     case.finish(f"train/{variant}")
 
 

@@ -68,7 +68,7 @@ def test_teacher_forced_forward(name: str, variant: str) -> None:
     loss = F.cross_entropy(logits.flatten(0, 1), case["in/idx"][rows].flatten())
     case.compare(f"{variant}/loss", loss[None], "loss")
     loss.backward()
-    compare_gradients(case, f"{variant}/grad", model, layouts.TRANSFORMER)
+    compare_gradients(case, f"{variant}/grad", model, layouts.STAR)
     case.finish(variant)
 
 
@@ -95,7 +95,7 @@ def test_forward_with_tokens_dropped(variant: str) -> None:
     loss = F.cross_entropy(logits.flatten(0, 1), case["in/idx"][:, keep].flatten()) * len(logits)
     case.compare(f"{variant}/loss", loss[None], "loss")
     loss.backward()
-    compare_gradients(case, f"{variant}/grad", model, layouts.TRANSFORMER)
+    compare_gradients(case, f"{variant}/grad", model, layouts.STAR)
     case.finish(variant)
 
 

@@ -9,12 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from star_cli.checkpoints import layouts
 from star_cli.generation import sampler
 from star_cli.generation.cache import random_generators
 from star_cli.generation.filtering import draw_tokens
 from star_cli.generation.options import SamplingOptions
 from star_cli.models.condition import ClassCondition
-from tests.reference import rows
 from tests.reference.golden import (
     build_class_transformer,
     build_quantizer,
@@ -43,7 +43,7 @@ def test_forward_with_the_labels_and_its_loss_and_gradients(name: str) -> None:
     loss = F.cross_entropy(logits.flatten(0, 1), case["in/idx"].flatten())
     case.compare("forward/labels/loss", loss[None], "loss")
     loss.backward()
-    compare_gradients(case, "forward/labels/grad", model, rows.VAR)
+    compare_gradients(case, "forward/labels/grad", model, layouts.VAR)
     case.finish("forward/labels")
 
 
