@@ -165,7 +165,8 @@ def clip_loss(
     from open_clip import ClipLoss
 
     features = pooled_text(model, batch.tokens)  # (B, E)
-    loss, metrics = features.new_zeros(()), {}
+    loss = features.new_zeros(())
+    metrics: dict[str, float] = {}
     if batch.images is not None:
         images = model.encode_image(batch.images, normalize=True)  # type: ignore[operator]  # (B, E)
         captions = F.normalize(features, dim=-1)
