@@ -9,29 +9,34 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import unquote
 
 import pytest
+from huggingface_hub import close_session, constants
+from typer.testing import CliRunner, Result
 
+from star_cli.checkpoints.published import PUBLISHED
+from star_cli.cli.app import app
 from tests.checkpoints.official_files import TINY_STAR, TINY_VAR, write_files
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMIT = "a" * 40
 
-# A process of its own: huggingface_hub reads its settings once. The published models are the tiny ones.
+MODELS = [
+    replace(TINY_STAR, text_folder=None),
+    replace(TINY_STAR, name="tiny-text", text_folder=None, transformer_file=None),
+    TINY_VAR,
+]
+
+# The published models are the tiny ones, and the command is the installed one.
 PROGRAM = """
 import sys
-from dataclasses import replace
-from huggingface_hub import constants
-from star_cli.checkpoints import convert, known, published
-from tests.checkpoints.official_files import TINY_STAR, TINY_VAR
-from star_cli.cli import weights
-models = [replace(TINY_STAR, text_folder=None), replace(TINY_STAR, name="tiny-text", transformer_file=None), TINY_VAR]
-published.PUBLISHED.clear()
-published.PUBLISHED.update({model.name: model for model in models})
-constants.DOWNLOAD_CHUNK_SIZE = 4096  # bytes that a broken connection can cost; the files here are small
+from star_cli.checkpoints.published import PUBLISHED
+from tests.checkpoints.official_files import TINY_VAR
+PUBLISHED[TINY_VAR.name] = TINY_VAR
 from star_cli.cli.app import app
 app(sys.argv[1:], prog_name="star")
 """
@@ -52,6 +57,9 @@ class Hub(ThreadingHTTPServer):
         self.token: str | None = None
         self.asked: list[tuple[str, str, str | None]] = []
         """Method, file, range."""
+
+    def handle_error(self, *_: object) -> None:
+        """A reader who breaks off is no error of ours, and what a test reads as standard error is not for it."""
 
     @property
     def url(self) -> str:
@@ -143,41 +151,39 @@ def hub(tmp_path: Path) -> Iterator[Hub]:
 
 
 class Machine:
-    """Runs `star weights` with a home of its own, as often as a test likes."""
+    """Runs `star weights` in this process; each has a hub cache and a star cache of its own."""
 
-    def __init__(self, home: Path):
-        self.home = home
-        self.environment = {
-            **{name: value for name, value in os.environ.items() if not name.startswith("HF_")},
-            "HF_HOME": str(home / "hf"),
-            "STAR_CACHE": str(home / "star"),
-            "HF_HUB_DOWNLOAD_TIMEOUT": "5",
-            "HF_HUB_ETAG_TIMEOUT": "5",
-            "PYTHONPATH": str(ROOT),
-            "OMP_NUM_THREADS": "1",
-        }
+    def __init__(self, home: Path, monkeypatch: pytest.MonkeyPatch):
+        self.home, self.monkeypatch = home, monkeypatch
 
-    def star(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-X", "faulthandler", "-c", PROGRAM, "weights", *arguments],
-            env={**self.environment, **environment},
-            cwd=self.home,
-            capture_output=True,
-            text=True,
-            timeout=100,
-            check=False,
-        )
+    def star(
+        self, *arguments: str, endpoint: str = "http://127.0.0.1:9", offline: bool = False, cache: str = "star"
+    ) -> Result:
+        # huggingface_hub reads its environment once, when it is imported; this is what it makes of it
+        self.monkeypatch.setattr(constants, "ENDPOINT", endpoint)
+        template = endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+        self.monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        self.monkeypatch.setattr(constants, "HF_HUB_CACHE", str(self.home / "hf" / "hub"))
+        self.monkeypatch.setattr(constants, "HF_HUB_OFFLINE", offline)
+        self.monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 4096)  # bytes a broken connection can cost
+        self.monkeypatch.setenv("STAR_CACHE", str(self.home / cache))
+        return CliRunner().invoke(app, ["weights", *arguments])
 
 
 @pytest.fixture
-def machine(tmp_path: Path) -> Machine:
+def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Machine]:
     (tmp_path / "home").mkdir()
-    return Machine(tmp_path / "home")
+    for name in list(PUBLISHED):
+        monkeypatch.delitem(PUBLISHED, name)
+    for model in MODELS:
+        monkeypatch.setitem(PUBLISHED, model.name, model)
+    yield Machine(tmp_path / "home", monkeypatch)
+    close_session()
 
 
 def test_download_converts_and_names_the_model_and_then_needs_no_network(hub: Hub, machine: Machine) -> None:
-    first = machine.star("download", "tiny-var", HF_ENDPOINT=hub.url)
-    assert (first.returncode, first.stderr) == (0, "")
+    first = machine.star("download", "tiny-var", endpoint=hub.url)
+    assert (first.exit_code, first.stderr) == (0, "")
     folder = machine.home / "star" / "models" / "tiny-var"
     assert first.stdout == f"{folder}\n"
     provenance = json.loads((folder / "config.json").read_text())["provenance"]
@@ -185,23 +191,37 @@ def test_download_converts_and_names_the_model_and_then_needs_no_network(hub: Hu
     assert provenance["commit"] == COMMIT
     assert provenance["official_sha256"]["tiny-var.pth"] == hashlib.sha256(data).hexdigest()
     hub.asked.clear()
-    again = machine.star("download", "tiny-var", HF_ENDPOINT=hub.url)
+    again = machine.star("download", "tiny-var", endpoint=hub.url)
     assert (again.stdout, hub.asked) == (first.stdout, [])
     verified = machine.star("verify", "tiny-var")
     assert verified.stdout.splitlines()[0] == "transformer.safetensors\tok"
     # converted anew from the hub's cache, with the network switched off
-    offline = machine.star(
-        "download", "tiny-var", "--dtype", "float16", HF_HUB_OFFLINE="1", STAR_CACHE=str(machine.home)
+    offline = machine.star("download", "tiny-var", "--dtype", "float16", offline=True, cache="other")
+    assert (offline.exit_code, offline.stderr) == (0, "")
+    assert offline.stdout == f"{machine.home / 'other' / 'models' / 'tiny-var'}\n"
+
+
+def test_settings_of_the_environment_are_honoured_by_a_process_of_its_own(hub: Hub, tmp_path: Path) -> None:
+    hub.token = "hf_secret"
+    usual = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
+    settings = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "hf"), "HF_TOKEN": "hf_secret"}
+    own = {"STAR_CACHE": str(tmp_path / "star"), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, "weights", "download", "tiny-var"],
+        env={**usual, **settings, **own},
+        capture_output=True,
+        text=True,
+        check=False,
     )
-    assert (offline.returncode, offline.stderr) == (0, "")
-    assert offline.stdout == f"{machine.home / 'models' / 'tiny-var'}\n"
+    assert (done.stdout, done.stderr) == (f"{tmp_path / 'star' / 'models' / 'tiny-var'}\n", "")
+    assert list((tmp_path / "hf" / "hub").glob("models--*/snapshots/*/tiny-var.pth"))
 
 
 def test_broken_connection_is_gone_on_with(hub: Hub, machine: Machine) -> None:
     size = (hub.folder / "tiny-var.pth").stat().st_size
     hub.breaks["tiny-var.pth"] = [size // 2]
-    result = machine.star("download", "tiny-var", HF_ENDPOINT=hub.url)
-    assert (result.returncode, result.stderr) == (0, "")
+    result = machine.star("download", "tiny-var", endpoint=hub.url)
+    assert (result.exit_code, result.stderr) == (0, "")
     ranges = [given for method, name, given in hub.asked if (method, name) == ("GET", "tiny-var.pth")]
     assert ranges[0] is None
     assert 0 < int(str(ranges[1]).removeprefix("bytes=").removesuffix("-")) <= size // 2
@@ -214,8 +234,8 @@ def test_interrupted_download_is_gone_on_with_by_the_next_command(hub: Hub, mach
     blobs = machine.home / "hf" / "hub" / f"models--{hub.repository.replace('/', '--')}" / "blobs"
     blobs.mkdir(parents=True)
     (blobs / f"{digest}.incomplete").write_bytes(data[:1000])  # what a process that was killed leaves
-    result = machine.star("download", "tiny-var", HF_ENDPOINT=hub.url)
-    assert (result.returncode, result.stderr) == (0, "")
+    result = machine.star("download", "tiny-var", endpoint=hub.url)
+    assert (result.exit_code, result.stderr) == (0, "")
     assert ("GET", "tiny-var.pth", "bytes=1000-") in hub.asked
     assert (blobs / digest).read_bytes() == data
     assert not list(blobs.glob("*.incomplete"))
@@ -223,8 +243,8 @@ def test_interrupted_download_is_gone_on_with_by_the_next_command(hub: Hub, mach
 
 def test_wrong_hash_is_named_and_nothing_is_left(hub: Hub, machine: Machine) -> None:
     hub.hashes["tiny-var.pth"] = "0" * 64
-    result = machine.star("download", "tiny-var", HF_ENDPOINT=hub.url)
-    assert result.returncode == 1
+    result = machine.star("download", "tiny-var", endpoint=hub.url)
+    assert result.exit_code == 1
     assert "error: tiny-var.pth: hash is " in result.stderr
     assert ", the hub says 000000000000..." in result.stderr
     assert not list((machine.home / "hf").rglob("*.incomplete"))
@@ -232,36 +252,36 @@ def test_wrong_hash_is_named_and_nothing_is_left(hub: Hub, machine: Machine) -> 
 
 
 def test_damaged_file_in_the_cache_is_found_and_force_fetches_it_again(hub: Hub, machine: Machine) -> None:
-    machine.star("download", "tiny-var", HF_ENDPOINT=hub.url)
+    machine.star("download", "tiny-var", endpoint=hub.url)
     digest = hashlib.sha256((hub.folder / "tiny-var.pth").read_bytes()).hexdigest()
     (blob,) = (machine.home / "hf").rglob(digest)
     data = bytearray(blob.read_bytes())
     data[500] ^= 1
     blob.write_bytes(data)
-    fresh = str(machine.home / "other")
-    damaged = machine.star("download", "tiny-var", HF_ENDPOINT=hub.url, STAR_CACHE=fresh)
+    fresh = "other"
+    damaged = machine.star("download", "tiny-var", endpoint=hub.url, cache=fresh)
     assert "error: tiny-var.pth: hash is " in damaged.stderr
     assert "--force" in damaged.stderr
-    assert machine.star("download", "tiny-var", "--force", HF_ENDPOINT=hub.url, STAR_CACHE=fresh).returncode == 0
+    assert machine.star("download", "tiny-var", "--force", endpoint=hub.url, cache=fresh).exit_code == 0
 
 
 def test_missing_file_is_named_with_those_that_are_there(hub: Hub, machine: Machine) -> None:
     (hub.folder / "tiny-var.pth").rename(hub.folder / "var_tiny_2.pth")
-    result = machine.star("download", "tiny-var", HF_ENDPOINT=hub.url)
-    assert result.returncode == 1
+    result = machine.star("download", "tiny-var", endpoint=hub.url)
+    assert result.exit_code == 1
     assert result.stderr.splitlines()[0] == (
         f"error: tiny-var.pth: {hub.repository} has no such file; it has vae_ch160v4096z32.pth, var_tiny_2.pth"
     )
-    named = machine.star("download", "tiny-var", "--file", "var_tiny_2.pth", HF_ENDPOINT=hub.url)
-    assert named.returncode == 0
+    named = machine.star("download", "tiny-var", "--file", "var_tiny_2.pth", endpoint=hub.url)
+    assert named.exit_code == 0
 
 
 def test_file_whose_name_is_not_known_is_looked_for_and_never_guessed(hub: Hub, machine: Machine) -> None:
     hub.repository = TINY_STAR.repository
     write_files(hub.folder, TINY_STAR)
     (hub.folder / "tiny-star.pth").rename(hub.folder / "star-new.pth")
-    result = machine.star("download", "tiny-text", HF_ENDPOINT=hub.url)
-    assert result.returncode == 0
+    result = machine.star("download", "tiny-text", endpoint=hub.url)
+    assert result.exit_code == 0
     assert (
         "star-new.pth"
         in json.loads((Path(result.stdout.strip()) / "config.json").read_text())["provenance"][
@@ -270,14 +290,14 @@ def test_file_whose_name_is_not_known_is_looked_for_and_never_guessed(hub: Hub, 
     )
     assert "warning: the text tower is not in the folder" in result.stderr
     (hub.folder / "star-newer.pth").write_bytes(b"another")
-    asked = machine.star("download", "tiny-text", "--force", HF_ENDPOINT=hub.url)
-    assert asked.returncode == 1
+    asked = machine.star("download", "tiny-text", "--force", endpoint=hub.url)
+    assert asked.exit_code == 1
     assert "is not known; it has star-new.pth, star-newer.pth" in asked.stderr
 
 
 def test_no_network_says_which_files_to_place_where(machine: Machine) -> None:
-    result = machine.star("download", "tiny-var", HF_ENDPOINT="http://127.0.0.1:9")
-    assert result.returncode == 1
+    result = machine.star("download", "tiny-var", endpoint="http://127.0.0.1:9")
+    assert result.exit_code == 1
     error, hint = result.stderr.splitlines()
     assert error.startswith("error: tiny-var.pth: the hub at http://127.0.0.1:9 cannot be reached: ")
     assert "get tiny-var.pth, vae_ch160v4096z32.pth of FoundationVision/var by other means" in hint
@@ -285,14 +305,15 @@ def test_no_network_says_which_files_to_place_where(machine: Machine) -> None:
 
 
 def test_switched_off_network_says_so(machine: Machine) -> None:
-    result = machine.star("download", "tiny-var", HF_HUB_OFFLINE="1")
+    result = machine.star("download", "tiny-var", offline=True)
     assert result.stderr.startswith("error: tiny-var.pth: not in the hub's cache, and the network is switched off\n")
 
 
 def test_token_is_given_and_its_lack_is_said(hub: Hub, machine: Machine) -> None:
     hub.token = "hf_secret"
-    without = machine.star("download", "tiny-var", HF_ENDPOINT=hub.url)
-    assert without.returncode == 1
+    without = machine.star("download", "tiny-var", endpoint=hub.url)
+    assert without.exit_code == 1
     assert "the hub has no repository FoundationVision/var, or shows it to named users alone" in without.stderr
     assert "HF_TOKEN" in without.stderr
-    assert machine.star("download", "tiny-var", HF_ENDPOINT=hub.url, HF_TOKEN="hf_secret").returncode == 0
+    machine.monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    assert machine.star("download", "tiny-var", endpoint=hub.url).exit_code == 0
