@@ -99,7 +99,10 @@ def draw(folder: Path, name: str) -> None:
     from star_cli.pipeline import StarPipeline
 
     pipe = StarPipeline.from_pretrained(folder / "model", device="cpu", dtype="float32")
-    (image,) = pipe("a red circle")
+    wish: dict[str, Any] = {"classes": 207}
+    if model_of(name).transformer.conditioning == "text":
+        wish = {"prompts": "a red circle"}
+    (image,) = pipe(**wish)
     assert image.pixels.shape[0] == model_of(name).resolution
 
 
@@ -156,7 +159,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("names", nargs="*", default=["star-1024-stable", "var-d36-s"])
     parser.add_argument("--folder", type=Path, default=None, help="where there is room; a temporary one by default")
-    parser.add_argument("--draw", action="store_true", help="draw one picture, too; needs the text tower")
+    parser.add_argument(
+        "--draw", action="store_true", help="draw one picture, too; a model that reads text needs its tower"
+    )
     parser.add_argument("--step", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.step:
