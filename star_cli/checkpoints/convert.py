@@ -14,7 +14,7 @@ import star_cli
 from star_cli.checkpoints.folder import TEXT_FOLDER, TRANSFORMER, UNUSED_FILE, VQVAE, ModelFolder, read_model_folder
 from star_cli.checkpoints.layouts import STABLE_HEAD
 from star_cli.checkpoints.official import OfficialFile, OfficialState, Part, open_official
-from star_cli.checkpoints.published import PUBLISHED, PublishedModel, has_stable_head
+from star_cli.checkpoints.published import PUBLISHED, PublishedModel
 from star_cli.checkpoints.record import FileRecord
 from star_cli.checkpoints.shards import LARGEST_FILE, Read, write_shards
 from star_cli.checkpoints.tensors import listed, outline_of
@@ -128,7 +128,7 @@ def _match_transformer(file: OfficialFile, model: PublishedModel) -> Matched:
         )
     config = model.transformer
     held = any(key.startswith(STABLE_HEAD) for key in file.state("transformer").tensors)
-    if held and not has_stable_head(config) and config.conditioning == "text":
+    if held and not config.stable_head and config.conditioning == "text":
         config = TransformerConfig.from_dict({**config.to_dict(), "stable_head": True})
     return _match(file, "transformer", config, model)
 

@@ -7,7 +7,7 @@ lists the repository and asks.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from star_cli.errors import ModelNotFoundError
@@ -111,11 +111,6 @@ def _var(depth: int, schedule: ScaleSchedule, modulation: str = "class") -> Tran
     )
 
 
-# Until every checkout has the refinement head, its entry stands without it; see `has_stable_head`.
-_STABLE: dict[str, Any] = (
-    {"stable_head": True} if "stable_head" in {field.name for field in fields(TransformerConfig)} else {}
-)
-
 _STAR_256 = PublishedModel(
     name="star-256",
     title="STAR, depth 30, 256 px",
@@ -169,7 +164,7 @@ _MODELS = [
         _STAR_256,
         name="star-1024-stable",
         title="STAR, depth 30, 1024 px, with stable sampling",
-        transformer=_star(30, SIDES_1024, **_STABLE),
+        transformer=_star(30, SIDES_1024, stable_head=True),
         schedule=SIDES_1024,
         transformer_file=None,
     ),
@@ -219,8 +214,3 @@ def published_model(name: str) -> PublishedModel:
             f"no published model is called {name!r}; known: {', '.join(PUBLISHED)}", "see `star weights list`"
         )
     return PUBLISHED[name]
-
-
-def has_stable_head(config: TransformerConfig) -> bool:
-    """Does a model of this config have the refinement head?"""
-    return bool(getattr(config, "stable_head", False))
