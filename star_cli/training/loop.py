@@ -99,8 +99,8 @@ def learning_rate_at(step: int, config: LoopConfig) -> float:
 def _attention_kernel(tokens: int) -> SDPBackend:
     """The faster kernel on a CPU. Fused attention has a slow backward, which pays off only where scores outgrow caches.
 
-    Measured in bfloat16 on whole steps, forward and backward: with 85 tokens (batch 32) the fused kernel takes 1.5 times
-    as long, with 341 (batch 16) two thirds, with 1,365 half.
+    Measured in bfloat16 on whole steps, forward and backward: with 85 tokens (batch 32) the fused kernel takes 1.5
+    times as long, with 341 (batch 16) two thirds, with 1,365 half.
     """
     return SDPBackend.MATH if tokens <= LARGEST_UNFUSED else SDPBackend.FLASH_ATTENTION
 
