@@ -138,9 +138,8 @@ def _fetch(model: PublishedModel, name: str, fresh: bool, on_bytes: OnBytes | No
         blob = blob / "blobs" / found.etag
         if fresh:
             blob.unlink(missing_ok=True)
-        if not blob.is_file():
-            _fetch_bytes(found, blob, name, on_bytes)
-        sha256 = _check(blob, found.etag, name)
+        is_here = blob.is_file()
+        sha256 = _check(blob, found.etag, name) if is_here else _fetch_bytes(found, blob, name, on_bytes)
         path = Path(hf_hub_download(model.repository, name))  # finds the bytes in place, and names them
     except StarError:
         raise
@@ -151,10 +150,11 @@ def _fetch(model: PublishedModel, name: str, fresh: bool, on_bytes: OnBytes | No
     return _Fetched(name, path, sha256, found.commit_hash)
 
 
-def _fetch_bytes(found: Any, blob: Path, name: str, on_bytes: OnBytes | None) -> None:
+def _fetch_bytes(found: Any, blob: Path, name: str, on_bytes: OnBytes | None) -> str:
     """Download beside the place in the cache; what is there of an interrupted download is kept and gone on with.
 
     huggingface_hub's own download starts a file over once its process ended, which at several gigabytes a file hurts.
+    Gives the file's SHA-256.
     """
     from huggingface_hub.file_download import build_hf_headers, http_get  # type: ignore[attr-defined]
 
@@ -170,11 +170,12 @@ def _fetch_bytes(found: Any, blob: Path, name: str, on_bytes: OnBytes | None) ->
         bar = _bar(name, on_bytes)
         http_get(found.location, file, resume_size=done, headers=headers, expected_size=found.size, tqdm_class=bar)
     try:
-        _check(part, blob.name, name)
+        sha256 = _check(part, blob.name, name)
     except DownloadError:
         part.unlink()  # going on with wrong bytes would never end well
         raise
     part.replace(blob)
+    return sha256
 
 
 def _check(path: Path, etag: str, name: str) -> str:

@@ -79,7 +79,7 @@ def _tensors(folder: ModelFolder, stem: str) -> dict[str, Tensor]:
     config = folder.transformer if stem == TRANSFORMER else folder.vqvae
     for path, record in files.items():
         record.check(path)
-    check_headers(list(files), {name: tuple(tensor.shape) for name, tensor in outline_of(config).items()})
+    check_headers(list(files), outline_of(config))
     return {name: tensor.float() for path in files for name, tensor in _mapped(path).items()}
 
 

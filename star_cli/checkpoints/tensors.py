@@ -46,7 +46,7 @@ def load_model(
     outline = model.state_dict()
     for path, record in files.items():
         record.check_size(path)
-    check_headers(list(files), {name: tuple(tensor.shape) for name, tensor in outline.items()})
+    check_headers(list(files), outline)
     for path, record in files.items():
         record.check(path)
     tensors = {}
@@ -60,13 +60,13 @@ def load_model(
     return model.eval().requires_grad_(False)
 
 
-def check_headers(paths: Sequence[Path], expected: Mapping[str, tuple[int, ...]]) -> None:
+def check_headers(paths: Sequence[Path], outline: Mapping[str, Tensor]) -> None:
     """Compare the names and shapes that safetensors files declare with what a model has, reading no tensor.
 
     Raises:
         ModelFolderError: not a safetensors file, a missing or foreign tensor, a wrong shape, a tensor that is no float.
     """
-    left = dict(expected)
+    left = {name: tuple(tensor.shape) for name, tensor in outline.items()}
     for path in paths:
         found = _read_header(path)
         if foreign := sorted(set(found) - set(left)):

@@ -46,7 +46,7 @@ def _other_model(folder: ModelFolder, stem: str, paths: list[Path]) -> str | Non
     from star_cli.checkpoints.tensors import check_headers, outline_of
 
     outline = outline_of(folder.transformer if stem == TRANSFORMER else folder.vqvae)
-    return _problem_of(lambda: check_headers(paths, {name: tuple(like.shape) for name, like in outline.items()}))
+    return _problem_of(lambda: check_headers(paths, outline))
 
 
 def _problem_of(check: Callable[[], None]) -> str | None:

@@ -5,10 +5,7 @@ Letters: B rows, N heads, L tokens of the schedule, K head width.
 
 from __future__ import annotations
 
-from star_cli.generation.randomness import random_generators
 from star_cli.models.attention import KeysValues
-
-__all__ = ["KVCache", "make_caches", "random_generators"]
 
 
 class KVCache:

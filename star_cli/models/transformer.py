@@ -14,14 +14,12 @@ from torch import Tensor, nn
 
 from star_cli.errors import OptionError, ShapeError
 from star_cli.models.attention import KeyValueStore
-from star_cli.models.block import Block, FeedForward, Prompted
+from star_cli.models.block import Block, Prompted
 from star_cli.models.condition import ClassCondition, Condition, TextCondition
 from star_cli.models.config import CrossAttentionRows, TransformerConfig
 from star_cli.models.rope import rotation_table
 from star_cli.models.schedule import ScaleSchedule
 from star_cli.models.stable_head import StableHead
-
-__all__ = ["Block", "FeedForward", "Prompted", "StarTransformer"]
 
 
 class StarTransformer(nn.Module):

@@ -17,14 +17,15 @@ from torch import Tensor
 
 from star_cli.data import shapes
 from star_cli.errors import OptionError
-from star_cli.generation.cache import random_generators
 from star_cli.generation.options import SamplingOptions
+from star_cli.generation.randomness import random_generators
 from star_cli.generation.sampler import draw
 from star_cli.models.attention import CrossAttention, SelfAttention
+from star_cli.models.block import FeedForward
 from star_cli.models.config import Config, TransformerConfig
 from star_cli.models.schedule import ScaleSchedule
 from star_cli.models.text import TextEncoder
-from star_cli.models.transformer import FeedForward, StarTransformer
+from star_cli.models.transformer import StarTransformer
 from star_cli.models.vqvae import MultiScaleVQVAE
 from star_cli.training.loop import BatchSource, Stage
 from star_cli.training.preview import save_grid

@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import torch
 
-from star_cli.generation.cache import KVCache, make_caches, random_generators
+from star_cli.generation.cache import KVCache, make_caches
+from star_cli.generation.randomness import random_generators
 from star_cli.models.attention import KeysValues
 
 

@@ -7,9 +7,9 @@ import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from star_cli.generation.cache import random_generators
 from star_cli.generation.filtering import draw_tokens, filter_logits
 from star_cli.generation.options import SamplingOptions
+from star_cli.generation.randomness import random_generators
 from tests.models.builders import laws, seeds
 
 distinct_logits = st.lists(st.integers(-60, 60), min_size=1, max_size=12, unique=True).map(

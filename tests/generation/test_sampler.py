@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from star_cli.generation.cache import random_generators
 from star_cli.generation.options import SamplingOptions
+from star_cli.generation.randomness import random_generators
 from star_cli.generation.sampler import Drawn, draw
 from star_cli.models.condition import TextCondition
 from star_cli.models.schedule import ScaleSchedule

@@ -10,11 +10,12 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from star_cli.generation.cache import make_caches
+from star_cli.models.block import Prompted
 from star_cli.models.condition import TextCondition
 from star_cli.models.config import TransformerConfig, VQVAEConfig
 from star_cli.models.quantizer import MultiScaleQuantizer
 from star_cli.models.schedule import ScaleSchedule
-from star_cli.models.transformer import Prompted, StarTransformer
+from star_cli.models.transformer import StarTransformer
 from star_cli.models.vqvae import MultiScaleVQVAE
 
 Model = TypeVar("Model", bound=nn.Module)

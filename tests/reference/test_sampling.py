@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import torch
 
-from star_cli.generation.cache import random_generators
 from star_cli.generation.filtering import draw_tokens, filter_logits
 from star_cli.generation.options import SamplingOptions
+from star_cli.generation.randomness import random_generators
 from star_cli.generation.relaxation import relax
 from tests.reference.golden import Golden, golden, uncovered
 
