@@ -9,7 +9,7 @@ import os
 import shutil
 import sys
 import unicodedata
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -59,6 +59,38 @@ def print_table(table: Table) -> None:
     Console(file=output, width=shutil.get_terminal_size().columns).print(table)
     for line in output.getvalue().splitlines():
         print_line(line.rstrip())
+
+
+def print_rows(
+    rows: Sequence[Mapping[str, Any]],
+    heads: Sequence[str],
+    in_words: Callable[[Mapping[str, Any]], list[str]],
+    json: bool,
+    for_people: Callable[[Mapping[str, Any]], list[str]] | None = None,
+) -> None:
+    """What a command lists: a table on a terminal, else one line a row with fields parted by tabs, or JSON objects.
+
+    Args:
+        rows: plain data.
+        heads: of the table's columns.
+        in_words: a row's fields.
+        json: one JSON object a line, wherever it goes.
+        for_people: a row's fields in the table, where they differ.
+    """
+    if json:
+        for row in rows:
+            print_json(row)
+    elif is_terminal():
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table(*heads, box=None, pad_edge=False)
+        for row in rows:
+            table.add_row(*(Text(printable(cell)) for cell in (for_people or in_words)(row)))
+        print_table(table)
+    else:
+        for row in rows:
+            print_line("\t".join(in_words(row)), keep="\t")
 
 
 def is_terminal() -> bool:

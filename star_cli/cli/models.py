@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from star_cli.checkpoints.folder import ModelFolder
@@ -23,14 +23,8 @@ def models(json: options.JsonOpt = False, debug: options.DebugOpt = False) -> No
         console.warn(f"left out: {error}")
     if not rows and not json:
         console.warn("there is no model: give one to --model, or train one")
-    if json:
-        for row in rows:
-            console.print_json(row)
-    elif console.is_terminal():
-        _print_table(rows)
-    else:
-        for row in rows:
-            console.print_line("\t".join(_in_words(row)), keep="\t")
+    heads = ("name", "size", "resolutions", "licence", "source", "folder")
+    console.print_rows(rows, heads, _in_words, json, _for_people)
 
 
 def _describe(folder: ModelFolder) -> dict[str, Any]:
@@ -46,18 +40,11 @@ def _describe(folder: ModelFolder) -> dict[str, Any]:
     }
 
 
-def _in_words(row: dict[str, Any]) -> list[str]:
+def _in_words(row: Mapping[str, Any]) -> list[str]:
     size, resolutions = f"{row['size_bytes'] / 1e6:.1f} MB", ", ".join(map(str, row["resolutions"]))
     return [row["name"], size, resolutions, row["licence"], row["source"], row["path"]]
 
 
-def _print_table(rows: Sequence[dict[str, Any]]) -> None:
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table("name", "size", "resolutions", "licence", "source", "folder", box=None, pad_edge=False)
-    for row in rows:
-        cells = _in_words(row)
-        cells[0] += " (default)" if row["is_default"] else ""
-        table.add_row(*(Text(console.printable(cell)) for cell in cells))
-    console.print_table(table)
+def _for_people(row: Mapping[str, Any]) -> list[str]:
+    name, *rest = _in_words(row)
+    return [f"{name} (default)" if row["is_default"] else name, *rest]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -77,14 +77,7 @@ def list_weights(json: options.JsonOpt = False, debug: options.DebugOpt = False)
     """
     here = model_paths()
     rows = [_describe(model, here.get(model.name)) for model in PUBLISHED.values()]
-    if json:
-        for row in rows:
-            console.print_json(row)
-    elif console.is_terminal():
-        _print_table(rows)
-    else:
-        for row in rows:
-            console.print_line("\t".join(_in_words(row)), keep="\t")
+    console.print_rows(rows, ("name", "what", "licence", "from", "folder"), _in_words, json)
 
 
 @app.command()
@@ -226,17 +219,7 @@ def _describe(model: PublishedModel, here: Path | None) -> dict[str, Any]:
     }
 
 
-def _in_words(row: dict[str, Any]) -> list[str]:
+def _in_words(row: Mapping[str, Any]) -> list[str]:
     origin = f"{row['repository']}: {row['transformer_file'] or '(found by listing)'}"
     origin = origin if row["repository"] else "(not published)"
     return [row["name"], row["title"], row["licence"], origin, row["path"] or "not here"]
-
-
-def _print_table(rows: Sequence[dict[str, Any]]) -> None:
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table("name", "what", "licence", "from", "folder", box=None, pad_edge=False)
-    for row in rows:
-        table.add_row(*(Text(console.printable(cell)) for cell in _in_words(row)))
-    console.print_table(table)
