@@ -19,6 +19,7 @@ from star_cli.errors import ModelFolderError
 from star_cli.models.config import TransformerConfig, VQVAEConfig
 from star_cli.models.schedule import ScaleSchedule
 from tests.checkpoints.official_files import SCHEDULE, TINY_STAR, TINY_VAR, official_state, random_like
+from tests.reference.golden import class_transformer_config, transformer_config
 
 FULL = Path(os.environ.get("STAR_REFERENCE") or Path(__file__).parents[3] / "shared" / "reference") / "layouts"
 LISTED = {
@@ -63,39 +64,10 @@ def config_of(name: str) -> tuple[Config, ScaleSchedule]:
             phi_count=values["share_quant_resi"],
             phi_ratio=values["quant_resi"],
         ), ScaleSchedule(tuple(sides))
-    common = {
-        "depth": values["depth"],
-        "width": values["width"],
-        "heads": values["heads"],
-        "mlp_ratio": values["mlp_ratio"],
-        "norm_eps": values["norm_eps"],
-        "codebook_size": values["vocab_size"],
-        "code_dim": values["Cvae"],
-        "levels": len(sides),
-        "classes": values["num_classes"],
-        "l2_norm": values["attn_l2_norm"],
-    }
     if name.startswith("var"):
-        shared = "class_shared" if values["shared_aln"] else "class"
-        own = {"conditioning": "class", "cross_attention": False, "position": "learned", "modulation": shared}
-        own["learned_positions"] = values["L"]
-    else:
-        own = {
-            "cross_attention": values["enable_cross"],
-            "cross_attention_rows": "conditional",
-            "text_width": values["in_dim_cross"],
-            "position": "rope" if values["rotary_pos_emb"] else "learned",
-            "learned_positions": 0 if values["rotary_pos_emb"] else values["L"],
-            "rope_theta": values["rope_theta"],
-            "rope_norm": values["rope_norm"],
-            "level_in_input": values["absolute_lvl_emb"],
-            "modulation": "level" if values["shared_aln"] else "none",
-            "logit_norm": values["enable_logit_norm"],
-        }
-        if values["enable_adaptive_norm"]:
-            own |= {"stable_head": True, "stable_blocks": values["sampler_encoder_depth"]}
-            own |= {"stable_from": values["sample_from_idx"]}
-    return TransformerConfig.from_dict(common | own), ScaleSchedule(tuple(sides))
+        return class_transformer_config(values), ScaleSchedule(tuple(sides))
+    config = transformer_config(values, classes=values["num_classes"], cross_attention_rows="conditional")
+    return config, ScaleSchedule(tuple(sides))
 
 
 def shrunk(config: Config) -> Config:

@@ -20,6 +20,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from star_cli.checkpoints import layouts
+from star_cli.generation.filtering import draw_tokens
+from star_cli.generation.sampler import Drawn
 from star_cli.models.condition import TextCondition
 from star_cli.models.config import TransformerConfig, VQVAEConfig
 from star_cli.models.quantizer import MultiScaleQuantizer
@@ -216,10 +218,9 @@ def build_transformer(case: Golden, **changes: Any) -> StarTransformer:
     return _filled(model, layouts.from_official(case.state("state/"), layouts.STAR))
 
 
-def build_class_transformer(case: Golden) -> StarTransformer:
-    """The VAR transformer of a case."""
-    values = case.facts["hyperparameters"]
-    config = TransformerConfig(
+def class_transformer_config(values: dict[str, Any]) -> TransformerConfig:
+    """Our config for official hyper-parameters of a VAR model."""
+    return TransformerConfig(
         depth=values["depth"],
         width=values["width"],
         heads=values["heads"],
@@ -236,9 +237,44 @@ def build_class_transformer(case: Golden) -> StarTransformer:
         l2_norm=values["attn_l2_norm"],
         modulation="class_shared" if values["shared_aln"] else "class",
     )
+
+
+def build_class_transformer(case: Golden) -> StarTransformer:
+    """The VAR transformer of a case."""
     with torch.device("meta"):
-        model = StarTransformer(config)
+        model = StarTransformer(class_transformer_config(case.facts["hyperparameters"]))
     return _filled(model, layouts.from_official(case.state("state/"), layouts.VAR))
+
+
+class Watched:
+    """What the head and guidance give, scale by scale, while a model draws."""
+
+    def __init__(self, model: StarTransformer, monkeypatch: pytest.MonkeyPatch):
+        self.raw: list[Tensor] = []
+        self.guided: list[Tensor] = []
+        model.head.register_forward_hook(lambda _module, _given, result: self.raw.append(result))
+        monkeypatch.setattr("star_cli.generation.sampler.draw_tokens", self._draw)
+
+    def _draw(self, logits: Tensor, *rest: Any) -> Tensor:
+        self.guided.append(logits)
+        return draw_tokens(logits, *rest)
+
+    def compare(self, case: Golden, under: str, drawn: Drawn, quantizer: MultiScaleQuantizer) -> None:
+        """Tokens, logits, latents and, where it is recorded, the picture of a drawing."""
+        token_maps = [token_map.flatten(1) for token_map in drawn.token_maps]
+        with torch.no_grad():
+            latents = list(quantizer.decode_scales(token_maps, schedule_of(case)))
+        assert torch.equal(drawn.f_hat, latents[-1])
+        for scale, f_hat in enumerate(latents):
+            case.compare(f"{under}/idx/{scale}", token_maps[scale], "tokens")
+            case.compare(f"{under}/raw/{scale}", self.raw[scale], "logits")
+            case.compare(f"{under}/logits/{scale}", self.guided[scale], "guided")
+            case.compare(f"{under}/fhat/{scale}", f_hat, "latent")
+        if case.recorded(f"{under}/img"):
+            with torch.no_grad():
+                image = build_vqvae(case, "state_vae/").decode(drawn.f_hat)
+            case.compare(f"{under}/img", (image + 1) / 2, "image")
+        case.finish(under)
 
 
 def _filled(model: Model, state: dict[str, Tensor]) -> Model:

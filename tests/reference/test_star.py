@@ -11,16 +11,15 @@ from torch import Tensor
 
 from star_cli.checkpoints import layouts
 from star_cli.generation import sampler
-from star_cli.generation.cache import random_generators
-from star_cli.generation.filtering import draw_tokens
 from star_cli.generation.options import SamplingOptions
+from star_cli.generation.randomness import random_generators
 from star_cli.models.quantizer import MultiScaleQuantizer
 from star_cli.models.transformer import StarTransformer
 from tests.reference.golden import (
     Golden,
+    Watched,
     build_quantizer,
     build_transformer,
-    build_vqvae,
     compare_gradients,
     golden,
     schedule_of,
@@ -117,32 +116,10 @@ def draw(
 def test_greedy_drawing(name: str, variant: str, monkeypatch: pytest.MonkeyPatch) -> None:
     case = golden(f"star_infer_{name}")
     heard, images, guidance = VARIANTS[variant]
-    schedule, quantizer = schedule_of(case), build_quantizer(case, "state_vae/")
-    model = build_transformer(case, cross_attention_rows=heard)
-    raw: list[Tensor] = []
-    guided: list[Tensor] = []
-    model.head.register_forward_hook(lambda _module, _given, result: raw.append(result))
-
-    def watched(logits: Tensor, *rest: Any) -> Tensor:
-        guided.append(logits)
-        return draw_tokens(logits, *rest)
-
-    monkeypatch.setattr("star_cli.generation.sampler.draw_tokens", watched)
+    quantizer, model = build_quantizer(case, "state_vae/"), build_transformer(case, cross_attention_rows=heard)
+    watched = Watched(model, monkeypatch)
     drawn = draw(case, model, quantizer, images, SamplingOptions(guidance=guidance, temperature=0))
-    token_maps = [token_map.flatten(1) for token_map in drawn.token_maps]
-    with torch.no_grad():
-        latents = list(quantizer.decode_scales(token_maps, schedule))
-    assert torch.equal(drawn.f_hat, latents[-1])
-    for scale, f_hat in enumerate(latents):
-        case.compare(f"{variant}/idx/{scale}", token_maps[scale], "tokens")
-        case.compare(f"{variant}/raw/{scale}", raw[scale], "logits")
-        case.compare(f"{variant}/logits/{scale}", guided[scale], "guided")
-        case.compare(f"{variant}/fhat/{scale}", f_hat, "latent")
-    if case.recorded(f"{variant}/img"):
-        with torch.no_grad():
-            image = build_vqvae(case, "state_vae/").decode(drawn.f_hat)
-        case.compare(f"{variant}/img", (image + 1) / 2, "image")
-    case.finish(variant)
+    watched.compare(case, variant, drawn, quantizer)
 
 
 @pytest.mark.parametrize("name", INFER)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -11,14 +9,13 @@ from torch import Tensor
 
 from star_cli.checkpoints import layouts
 from star_cli.generation import sampler
-from star_cli.generation.cache import random_generators
-from star_cli.generation.filtering import draw_tokens
 from star_cli.generation.options import SamplingOptions
+from star_cli.generation.randomness import random_generators
 from star_cli.models.condition import ClassCondition
 from tests.reference.golden import (
+    Watched,
     build_class_transformer,
     build_quantizer,
-    build_vqvae,
     compare_gradients,
     golden,
     schedule_of,
@@ -64,15 +61,7 @@ def test_forward_with_every_label_dropped(name: str) -> None:
 def test_greedy_drawing_of_classes(name: str, variant: str, monkeypatch: pytest.MonkeyPatch) -> None:
     case = golden(name)
     model, quantizer, schedule = build_class_transformer(case), build_quantizer(case, "state_vae/"), schedule_of(case)
-    raw: list[Tensor] = []
-    guided: list[Tensor] = []
-    model.head.register_forward_hook(lambda _module, _given, result: raw.append(result))
-
-    def watched(logits: Tensor, *rest: Any) -> Tensor:
-        guided.append(logits)
-        return draw_tokens(logits, *rest)
-
-    monkeypatch.setattr("star_cli.generation.sampler.draw_tokens", watched)
+    watched = Watched(model, monkeypatch)
     labels = case["in/label"][:2]
     drawn = sampler.draw(
         model,
@@ -83,19 +72,7 @@ def test_greedy_drawing_of_classes(name: str, variant: str, monkeypatch: pytest.
         SamplingOptions(guidance=GUIDANCES[variant], temperature=0),
         random_generators([0, 1]),
     )
-    token_maps = [token_map.flatten(1) for token_map in drawn.token_maps]
-    with torch.no_grad():
-        latents = list(quantizer.decode_scales(token_maps, schedule))
-    for scale, f_hat in enumerate(latents):
-        case.compare(f"infer/{variant}/idx/{scale}", token_maps[scale], "tokens")
-        case.compare(f"infer/{variant}/raw/{scale}", raw[scale], "logits")
-        case.compare(f"infer/{variant}/logits/{scale}", guided[scale], "guided")
-        case.compare(f"infer/{variant}/fhat/{scale}", f_hat, "latent")
-    if case.recorded(f"infer/{variant}/img"):
-        with torch.no_grad():
-            image = build_vqvae(case, "state_vae/").decode(drawn.f_hat)
-        case.compare(f"infer/{variant}/img", (image + 1) / 2, "image")
-    case.finish(f"infer/{variant}")
+    watched.compare(case, f"infer/{variant}", drawn, quantizer)
 
 
 @pytest.mark.parametrize("name", CASES)
