@@ -42,6 +42,20 @@ class RecipeError(OptionError):
     """An image carries no recipe, or one that cannot be repeated."""
 
 
+class BatchInputError(OptionError):
+    """Lines of a batch's input cannot be drawn.
+
+    Args:
+        message: one sentence over all of them.
+        hint: what to do.
+        problems: each line's number (0 for the input as a whole), and what is wrong with it.
+    """
+
+    def __init__(self, message: str, hint: str | None = None, problems: tuple[tuple[int, str], ...] = ()):
+        super().__init__(message, hint)
+        self.problems = problems
+
+
 class OutputPathError(OptionError):
     """A picture cannot be written where it was asked for; known before any work."""
 
@@ -52,6 +66,14 @@ class OutputError(StarError):
 
 class TrainingError(StarError):
     """A training run cannot go on."""
+
+
+class DataError(OptionError):
+    """Training data is missing, empty, or not of a kind that is known."""
+
+
+class BadImageError(StarError):
+    """One picture that cannot be read. Training skips it, counts it and names it."""
 
 
 class WeightsFileError(OptionError):

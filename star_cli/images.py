@@ -10,6 +10,7 @@ import io
 import json
 import os
 import secrets
+import tempfile
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
 FORMATS = {".png": "png", ".webp": "webp", ".jpg": "jpeg", ".jpeg": "jpeg"}
 """Format of each suffix that is known."""
+SUFFIXES = {"png": ".png", "webp": ".webp", "jpeg": ".jpg"}
+"""The usual suffix of each format."""
 
 _PNG_KEY = "star"
 _EXIF_FOLDER, _USER_COMMENT, _ASCII = 0x8769, 0x9286, b"ASCII\0\0\0"  # Exif 2.3: IFD pointer, tag, character code
@@ -129,13 +132,14 @@ def read_recipe(path: Path | str) -> dict[str, Any]:
     return recipe
 
 
-def write_whole(path: Path | str, data: bytes, overwrite: bool = False) -> None:
+def write_whole(path: Path | str, data: bytes, overwrite: bool = False, scratch: Path | None = None) -> None:
     """Write a file so that it appears whole or not at all, and is on the disk when this returns.
 
     Args:
         path: the file; a link is followed.
         data: its content.
         overwrite: replace a file that is already there.
+        scratch: folder for the unfinished file, on the same disk; the file's own when None.
     Raises:
         OutputPathError: a folder, a device, a file that exists, or a parent folder that does not.
         OutputError: writing failed, for example on a full disk. Nothing is left behind.
@@ -143,7 +147,7 @@ def write_whole(path: Path | str, data: bytes, overwrite: bool = False) -> None:
     path = Path(path)
     check_target(path, overwrite)
     target = path.resolve()
-    temporary = target.parent / f".{secrets.token_hex(8)}.star-tmp"
+    temporary = (scratch or target.parent) / f".{secrets.token_hex(8)}.star-tmp"
     try:
         try:
             _write_synced(temporary, data)
@@ -176,6 +180,21 @@ def check_target(path: Path, overwrite: bool = False) -> None:
         raise
     except (OSError, ValueError) as error:  # a name too long, a forbidden folder, a NUL inside the name
         raise OutputPathError(f"{path}: {getattr(error, 'strerror', None) or error}") from error
+
+
+def check_writable(folder: Path) -> None:
+    """Try it: rights, read-only disks and odd file systems all answer, and root is told the truth, too.
+
+    Raises:
+        OutputPathError: no file can be made there.
+    """
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise OutputPathError(
+            f"cannot write into {folder}: {error.strerror or error}", "use a folder that you may write to"
+        ) from error
 
 
 def _exists(path: Path) -> OutputPathError:

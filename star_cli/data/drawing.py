@@ -9,10 +9,10 @@ import math
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-import numpy as np
 from PIL import Image, ImageDraw
 
 from star_cli.data.scenes import BACKGROUNDS, SIZES, Scene
+from star_cli.data.transforms import image_tensor
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -33,10 +33,7 @@ def render(scene: Scene, resolution: int) -> Image.Image:
 
 def render_tensor(scene: Scene, resolution: int) -> Tensor:
     """Draw a scene as a tensor (3, H, W), float32, -1..1."""
-    import torch
-
-    pixels = torch.from_numpy(np.array(render(scene, resolution))).permute(2, 0, 1)  # (3, H, W), 0..255
-    return pixels.to(torch.float32, memory_format=torch.contiguous_format).div_(127.5).sub_(1)
+    return image_tensor(render(scene, resolution))
 
 
 @lru_cache(maxsize=256)

@@ -1,0 +1,97 @@
+"""Pictures and captions as the frozen models see them: one way for the cache and for training, so that they agree.
+
+Letters: B images, L tokens of the schedule, H W pixels.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import fields
+from itertools import islice
+
+import torch
+from torch import Tensor, nn
+
+from star_cli.models.config import Config
+from star_cli.models.schedule import ScaleSchedule
+from star_cli.models.text import TextEncoder
+from star_cli.models.vqvae import MultiScaleVQVAE
+
+_DECODING = ("decoder.", "after_quantizer.")
+"""Parts of the VQVAE that no token depends on."""
+
+
+@contextmanager
+def exact_float32(device: torch.device | str) -> Iterator[None]:
+    """Float32 that is float32: no autocast, and on CUDA no TF32, which convolutions use unless told otherwise.
+
+    A token is the nearest of thousands of codes: with 10 bits instead of 23 the cache of one machine would hold other
+    tokens than the pixels give on another.
+    """
+    kind = torch.device(device).type
+    with torch.autocast(kind, enabled=False):
+        if kind != "cuda":
+            yield
+            return
+        switches = (torch.backends.cudnn.conv, torch.backends.cuda.matmul)  # type: ignore[attr-defined]  # it has
+        before = [switch.fp32_precision for switch in switches]
+        try:
+            for switch in switches:
+                switch.fp32_precision = "ieee"
+            yield
+        finally:
+            for switch, precision in zip(switches, before, strict=True):
+                switch.fp32_precision = precision
+
+
+@torch.no_grad()
+def tokenize(vqvae: MultiScaleVQVAE, pixels: Tensor, schedule: ScaleSchedule, scales: int = 0) -> Tensor:
+    """Tokens of pictures, in float32, on the VQVAE's device.
+
+    Args:
+        vqvae: frozen, in float32.
+        pixels: (B, 3, H, W), -1..1, on any device.
+        schedule: all scales of this resolution.
+        scales: only the first so many; 0: all.
+    Returns:
+        (B, L of these scales), int64.
+    """
+    device = vqvae.quantizer.codebook.weight.device
+    with exact_float32(device):
+        latent = vqvae.encode(pixels.to(device))
+        found = vqvae.quantizer.encode_scales(latent, schedule)
+        return torch.cat([tokens for tokens, _ in islice(found, scales or len(schedule))], dim=1)
+
+
+def hash_vqvae(vqvae: MultiScaleVQVAE) -> str:
+    """SHA-256 in hex of what decides tokens: config, encoder and quantiser. The decoder may change."""
+    told = hashlib.sha256(_config_words(vqvae.config).encode())
+    _tell_tensors(told, vqvae, leave_out=_DECODING)
+    return told.hexdigest()
+
+
+def hash_text_encoder(encoder: TextEncoder) -> str:
+    """SHA-256 in hex of what decides text features: the tower's weights, and its config but for where it was found."""
+    told = hashlib.sha256(_config_words(encoder.config, leave_out=("source",)).encode())
+    _tell_tensors(told, encoder.tower)
+    return told.hexdigest()
+
+
+def _config_words(config: Config, leave_out: tuple[str, ...] = ()) -> str:
+    """What a config says beyond its defaults: a field that a later version adds makes no other model of this one."""
+    said = {
+        field.name: getattr(config, field.name)
+        for field in fields(config)  # type: ignore[arg-type]  # every config is a dataclass
+        if field.name not in leave_out and getattr(config, field.name) != field.default
+    }
+    return repr(sorted(said.items()))
+
+
+def _tell_tensors(told: hashlib._Hash, module: nn.Module, leave_out: tuple[str, ...] = ()) -> None:
+    for name, value in sorted(module.state_dict().items()):
+        if name.startswith(leave_out):
+            continue
+        told.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        told.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)

@@ -1,0 +1,71 @@
+"""How this process asks the system for memory, and how much it may have."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+from pathlib import Path
+
+_TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX = -1, -2, -4  # glibc's malloc.h
+OFF_SWITCH = "STAR_KEEP_PAGES"
+
+
+def keep_pages() -> bool:
+    """Let the allocator keep freed pages for the next tensor of that size, for the rest of this process.
+
+    glibc gives each large block back to the system, and every step faults the same pages in again. Steps of the shipped
+    model's transformer, 2 cores: 0.57 s instead of 0.66 with 341 tokens (batch 16), 0.82 instead of 1.5 with 1,365
+    (batch 4). Only on Linux with glibc; `STAR_KEEP_PAGES=0` leaves the allocator alone.
+
+    Returns:
+        Whether the allocator was told.
+    """
+    if not sys.platform.startswith("linux") or os.environ.get(OFF_SWITCH) == "0":
+        return False
+    try:
+        mallopt = ctypes.CDLL("libc.so.6").mallopt
+    except (OSError, AttributeError):  # another C library
+        return False
+    settings = ((_MMAP_MAX, 0), (_TRIM_THRESHOLD, 2**31 - 1), (_TOP_PAD, 64 * 2**20))
+    return all(mallopt(setting, value) == 1 for setting, value in settings)
+
+
+def stay_within_memory() -> int | None:
+    """Let an allocation fail that the machine has no memory for, so that it can be told in words.
+
+    Linux grants every request, and ends some process without a word once the pages are used. Not where there is a GPU:
+    its driver reserves addresses by the terabyte.
+
+    Returns:
+        The limit in bytes, or None where none was set: no Linux, or it does not tell how much there is.
+    """
+    if not sys.platform.startswith("linux"):
+        return None
+    import resource
+
+    free = _available_bytes()
+    if free is None:
+        return None
+    own = int(Path("/proc/self/statm").read_text().split()[5]) * resource.getpagesize()  # data, as the limit counts it
+    limit = free + own
+    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    if hard != resource.RLIM_INFINITY:
+        limit = min(limit, hard)
+    resource.setrlimit(resource.RLIMIT_DATA, (limit, hard))
+    return limit
+
+
+def _available_bytes() -> int | None:
+    """What new allocations may use: of the machine, and of the control group where that is less."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+    except (OSError, StopIteration):
+        return None
+    try:
+        group = Path("/sys/fs/cgroup")
+        most = int((group / "memory.max").read_text())
+        return min(free, most - int((group / "memory.current").read_text()))
+    except (OSError, ValueError):  # no control group, or one without a limit: "max"
+        return free

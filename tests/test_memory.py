@@ -1,0 +1,56 @@
+"""The allocator's settings: told once, and only where there is one that listens."""
+
+import subprocess
+import sys
+
+import pytest
+
+PAGE_FAULTS = """
+import resource, sys
+from star_cli import memory
+told = memory.keep_pages()
+block = 64 * 2**20
+for _ in range(3):
+    bytearray(block)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(5):
+    bytearray(block)
+print(told, resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+def told_and_faults(switch: str) -> tuple[str, int]:
+    """Whether the allocator of a fresh process was told, and how often it faulted for 5 blocks of 64 MiB."""
+    run = subprocess.run(
+        [sys.executable, "-c", PAGE_FAULTS], env={"STAR_KEEP_PAGES": switch}, capture_output=True, text=True, check=True
+    )
+    told, faults = run.stdout.split()
+    return told, int(faults)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's allocator")
+def test_freed_pages_serve_the_next_block() -> None:
+    told, faults = told_and_faults("1")
+    if told == "False":
+        pytest.skip("another C library")
+    told_off, faults_off = told_and_faults("0")
+    assert told_off == "False"
+    assert faults < faults_off / 10
+
+
+TOO_MUCH = """
+import torch
+from star_cli.memory import stay_within_memory
+limit = stay_within_memory()
+kept = torch.zeros(2**20)
+try:
+    torch.empty(limit, dtype=torch.uint8)
+except RuntimeError as error:
+    print("memory" in str(error))
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the limit is Linux's")
+def test_what_the_machine_has_no_memory_for_is_refused_at_once() -> None:
+    run = subprocess.run([sys.executable, "-c", TOO_MUCH], env={}, capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "True"
