@@ -1,0 +1,124 @@
+"""Where things stand in a scene of icons.
+
+Lengths are shares of the picture's side; y runs downwards.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Literal, get_args
+
+from star_cli.data.icons.backgrounds import GROUNDED
+from star_cli.data.icons.catalogue import IconObject
+
+DEFAULT_GROUNDS = ("white", "light blue")
+"""What a thing stands on when nothing is said: with these, nothing is held out."""
+
+Relation = Literal["none", "row", "beside", "above", "in front"]
+RELATIONS: tuple[Relation, ...] = get_args(Relation)
+Size = Literal["small", "medium", "large"]
+SIZES: tuple[Size, ...] = get_args(Size)
+PLACES = {
+    "centre": (0.5, 0.5),
+    "left": (0.25, 0.5),
+    "right": (0.75, 0.5),
+    "top": (0.5, 0.25),
+    "bottom": (0.5, 0.75),
+    "top left": (0.25, 0.25),
+    "top right": (0.75, 0.25),
+    "bottom left": (0.25, 0.75),
+    "bottom right": (0.75, 0.75),
+}
+SIDES: dict[Size, float] = {"small": 0.36, "medium": 0.68, "large": 0.9}
+_FLOOR = 0.84  # where a thing alone stands on the ground
+
+
+@dataclass(frozen=True)
+class Item:
+    """One icon in a scene."""
+
+    key: str
+    """Of the catalogue's object."""
+    x: float
+    y: float
+    """Its centre."""
+    side: float
+    """Side of the square that the icon fills."""
+    size: Size = "medium"
+    """How large it is for its place; medium goes unsaid."""
+    is_flipped: bool = False
+    angle: int = 0
+    """Degrees, anticlockwise."""
+
+
+@dataclass(frozen=True)
+class IconScene:
+    """A background and one to four things."""
+
+    background: str
+    variant: int
+    """Which drawing of the background."""
+    items: tuple[Item, ...]
+    """From the left or the top, drawn in this order; "in front": what is behind comes first."""
+    relation: Relation = "none"
+    """How two stand to each other; "row" for three of one or of several kinds, or a counted number."""
+    place: str = "centre"
+    """A name of `PLACES`, of a small thing alone."""
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """The kinds of things, each once, in order."""
+        return tuple(dict.fromkeys(item.key for item in self.items))
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many there are of each kind."""
+        return {key: sum(item.key == key for item in self.items) for key in self.keys}
+
+    @property
+    def pairs(self) -> Iterator[tuple[str, str]]:
+        """What may be held out: each thing with the ground, then each two kinds of things."""
+        if self.background not in DEFAULT_GROUNDS:
+            yield from ((key, f"on {self.background}") for key in self.keys)
+        yield from combinations(self.keys, 2)
+
+
+def put(thing: IconObject, ground: str, x: float, y: float, side: float, size: Size = "medium") -> Item:
+    """A thing at a place; on a landscape with a ground, what stands on the ground stands on it."""
+    floor = y + 0.5 * _FLOOR_OF * side
+    if ground in GROUNDED and thing.stance != "sky":
+        y = floor - (thing.look.bottom - 0.5) * side
+    return Item(thing.key, x, round(y, 4), side, size)
+
+
+_FLOOR_OF = 2 * (_FLOOR - 0.5) / SIDES["medium"]  # where the floor is, in half sides below the centre
+
+
+_COUNTED = {
+    2: ((0.27, 0.5), (0.73, 0.5)),
+    3: ((0.18, 0.5), (0.5, 0.5), (0.82, 0.5)),
+    4: ((0.28, 0.28), (0.72, 0.28), (0.28, 0.72), (0.72, 0.72)),
+}
+_COUNTED_SIDES = {2: 0.44, 3: 0.31, 4: 0.4}
+
+
+def line(things: list[IconObject], ground: str) -> list[Item]:
+    """Two or three in a row, four in a square."""
+    side = _COUNTED_SIDES[len(things)]
+    lower = 0.12 if ground in GROUNDED else 0.0  # a row stands nearer than the horizon
+    spots = _COUNTED[len(things)]
+    return [
+        put(thing, ground, x, y + (lower if thing.stance != "sky" else 0.0), side)
+        for thing, (x, y) in zip(things, spots, strict=True)
+    ]
+
+
+def arrange(first: IconObject, second: IconObject, relation: Relation, ground: str) -> list[Item]:
+    """Two things: left and right, top and bottom, or behind and in front."""
+    if relation == "beside":
+        return line([first, second], ground)
+    if relation == "above":
+        return [Item(first.key, 0.5, 0.27, 0.43), put(second, ground, 0.5, 0.73, 0.43)]
+    return [put(first, "", 0.5, 0.4, 0.66), put(second, "", 0.5, 0.76, 0.4)]

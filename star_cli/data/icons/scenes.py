@@ -1,0 +1,219 @@
+"""Scenes of icons from a seed: what stands where, on what ground.
+
+Everything that varies is said by the caption or fixed by a default, so that a caption decides its picture: a thing
+alone is of middle size in the centre, on white (light blue behind something pale). Which mixture of scenes a seed is
+drawn from is a `SceneMix`: training begins with one thing in one pose on plain ground and widens.
+
+One in ten pairs of thing and ground, and of thing and thing, is held out: no seed below `HELD_OUT_SEED` shows it.
+Lengths are shares of the picture's side; y runs downwards.
+"""
+
+from __future__ import annotations
+
+import random
+import zlib
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from itertools import count
+
+from star_cli.data.icons.backgrounds import FLAT, GROUNDED, LANDSCAPES, PLAIN, VARIANTS
+from star_cli.data.icons.catalogue import Catalogue, IconObject
+from star_cli.data.icons.layout import PLACES, SIDES, IconScene, Item, Relation, Size, arrange, line, put
+from star_cli.errors import OptionError
+from star_cli.models.config import Config
+
+HELD_OUT_SEED = 1_000_000_000
+"""Seeds from here on give scenes with a held-out pair, those below give none."""
+_HELD_OUT_SHARE = 10
+_PATIENCE = 400  # tries of one kind of scene; a pair is held out once in ten
+
+
+@dataclass(frozen=True, kw_only=True)
+class SceneMix(Config):
+    """How often each kind of scene comes, relative to the others."""
+
+    plain: float = 1.0
+    """One thing in its usual pose on a plain colour."""
+    ground: float = 0.0
+    """The same on a gradient or a landscape."""
+    posed: float = 0.0
+    """One thing small or large, and small ones anywhere; mirrored or turned at times; on anything."""
+    count: float = 0.0
+    """Two to four of a kind."""
+    pair: float = 0.0
+    """Two kinds: beside, above or in front."""
+    group: float = 0.0
+    """Three kinds in a row, or two of one and one of another."""
+    jitter: float = 0.0
+    """Places and sizes wander by up to this share, unsaid."""
+
+    def __post_init__(self) -> None:
+        if min(self.weights) < 0 or sum(self.weights) <= 0 or not 0 <= self.jitter <= 0.2:
+            raise OptionError("a mix of scenes needs shares of at least 0, not all 0, and a jitter from 0 to 0.2")
+
+    @property
+    def weights(self) -> tuple[float, ...]:
+        """The shares in the order of `KINDS`."""
+        return self.plain, self.ground, self.posed, self.count, self.pair, self.group
+
+
+KINDS = ("plain", "ground", "posed", "count", "pair", "group")
+MIXES = {
+    "simple": SceneMix(),
+    "grounds": SceneMix(plain=0.5, ground=0.5),
+    "composed": SceneMix(plain=0.3, ground=0.3, posed=0.08, count=0.14, pair=0.16, group=0.02),
+    "full": SceneMix(plain=0.2, ground=0.24, posed=0.14, count=0.16, pair=0.2, group=0.06),
+}
+"""Mixtures by name, from the easiest to the hardest."""
+
+
+def is_held_out(pair: tuple[str, str]) -> bool:
+    """Whether a pair is kept for evaluation: two keys in any order, or a key and "on GROUND"."""
+    return zlib.crc32("|".join(sorted(pair)).encode()) % _HELD_OUT_SHARE == 0
+
+
+def scene(catalogue: Catalogue, mix: SceneMix, seed: int) -> IconScene:
+    """The scene of a seed. Seeds from `HELD_OUT_SEED` on show a held-out pair, the others none.
+
+    A held-out scene of one kind has a held-out ground, one of several kinds a held-out pair of things.
+    """
+    rng = random.Random(f"icons {seed}")
+    wants_held_out = seed >= HELD_OUT_SEED
+    (kind,) = rng.choices(KINDS, mix.weights)
+    if wants_held_out and kind == "plain":
+        kind = "ground"
+    for attempt in count():
+        if attempt == _PATIENCE:  # among very few things no two are held out
+            kind = "ground"
+        candidate = _DRAWN[kind](catalogue, mix, rng)
+        pairs = list(candidate.pairs)
+        if wants_held_out:
+            among = [pair for pair in pairs if len(candidate.keys) == 1 or not pair[1].startswith("on ")]
+            if any(map(is_held_out, among)):
+                return candidate
+        elif not any(map(is_held_out, pairs)):
+            return candidate
+    raise AssertionError("endless")
+
+
+def default_ground(things: Iterable[IconObject]) -> str:
+    """The ground that goes unsaid."""
+    return "light blue" if any(thing.look.is_pale for thing in things) else "white"
+
+
+def _choose(catalogue: Catalogue, rng: random.Random, count: int = 1, is_counted: bool = False) -> list[IconObject]:
+    """Kinds of things, each once."""
+    chosen: list[IconObject] = []
+    while len(chosen) < count:
+        thing = rng.choice(catalogue.objects)
+        if thing not in chosen and (thing.may_be_counted or not is_counted):
+            chosen.append(thing)
+    return chosen
+
+
+def _plain_ground(things: list[IconObject], rng: random.Random) -> str:
+    """A plain colour that the things stand out from; in every other scene the one that goes unsaid."""
+    if rng.random() < 0.5:
+        return default_ground(things)
+    colours = {thing.look.colour for thing in things} | ({"white"} if any(t.look.is_pale for t in things) else set())
+    return rng.choice([name for name in PLAIN if name not in colours])
+
+
+def any_ground(things: list[IconObject], rng: random.Random, plain: float) -> str:
+    """A ground that the things stand out from: a plain colour in so many of all cases."""
+    if rng.random() < plain:
+        return _plain_ground(things, rng)
+    colours = {thing.look.colour for thing in things}
+    gradients = [name for name in FLAT if name not in PLAIN and name.split()[0] not in colours]
+    return rng.choice(LANDSCAPES) if rng.random() < 0.75 else rng.choice(gradients)
+
+
+def _finish(
+    ground: str,
+    items: list[Item],
+    mix: SceneMix,
+    rng: random.Random,
+    relation: Relation = "none",
+    place: str = "centre",
+) -> IconScene:
+    number = rng.randrange(VARIANTS) if ground in LANDSCAPES else 0
+    if mix.jitter:
+        items = [_wander(item, mix.jitter, rng) for item in items]
+    return IconScene(ground, number, tuple(items), relation, place)
+
+
+def _wander(item: Item, jitter: float, rng: random.Random) -> Item:
+    by_x, by_y, by_side = (rng.uniform(-jitter, jitter) for _ in range(3))
+    return replace(
+        item,
+        x=round(item.x + by_x * item.side, 4),
+        y=round(item.y + by_y * item.side, 4),
+        side=round(item.side * (1 + by_side), 4),
+    )
+
+
+def _draw_plain(catalogue: Catalogue, mix: SceneMix, rng: random.Random) -> IconScene:
+    (thing,) = _choose(catalogue, rng)
+    ground = _plain_ground([thing], rng)
+    return _finish(ground, [put(thing, ground, 0.5, 0.5, SIDES["medium"])], mix, rng)
+
+
+def _draw_ground(catalogue: Catalogue, mix: SceneMix, rng: random.Random) -> IconScene:
+    (thing,) = _choose(catalogue, rng)
+    ground = any_ground([thing], rng, plain=0.0)
+    return _finish(ground, [put(thing, ground, 0.5, 0.5, SIDES["medium"])], mix, rng)
+
+
+def _draw_posed(catalogue: Catalogue, mix: SceneMix, rng: random.Random) -> IconScene:
+    (thing,) = _choose(catalogue, rng)
+    ground = any_ground([thing], rng, plain=0.5)
+    size: Size = rng.choice(("small", "small", "large", "medium"))
+    place = rng.choice(list(PLACES)) if size == "small" else "centre"
+    if ground in GROUNDED and thing.stance != "sky":
+        place = place.replace("top", "").strip() or "centre"  # nothing that stands on the ground is up in the air
+    item = put(thing, ground, *PLACES[place], SIDES[size], size)
+    if size == "large":
+        item = replace(item, y=0.5)
+    if thing.may_flip and rng.random() < 0.3:
+        item = replace(item, is_flipped=True)
+    if thing.may_turn and rng.random() < 0.3:
+        item = replace(item, angle=rng.choice((-15, 15)))
+    return _finish(ground, [item], mix, rng, place=place)
+
+
+def _draw_count(catalogue: Catalogue, mix: SceneMix, rng: random.Random) -> IconScene:
+    (thing,) = _choose(catalogue, rng, is_counted=True)
+    (number,) = rng.choices((2, 3, 4), (45, 40, 15))
+    ground = any_ground([thing], rng, plain=0.6)
+    if number == 4 and ground in GROUNDED:
+        ground = _plain_ground([thing], rng)  # four stand in a square, for which there is no room on the ground
+    return _finish(ground, line([thing] * number, ground), mix, rng, "row")
+
+
+def _draw_pair(catalogue: Catalogue, mix: SceneMix, rng: random.Random) -> IconScene:
+    first, second = _choose(catalogue, rng, 2)
+    relation: Relation = rng.choices(("beside", "above", "in front"), (50, 30, 20))[0]
+    ground = any_ground([first, second], rng, plain=0.6)
+    return _finish(ground, arrange(first, second, relation, ground), mix, rng, relation)
+
+
+def _draw_group(catalogue: Catalogue, mix: SceneMix, rng: random.Random) -> IconScene:
+    if rng.random() < 0.5:
+        things = _choose(catalogue, rng, 3)
+    else:
+        (many,), (one,) = _choose(catalogue, rng, is_counted=True), _choose(catalogue, rng)
+        while one == many:
+            (one,) = _choose(catalogue, rng)
+        things = [many, many, one]
+    ground = any_ground(things, rng, plain=0.7)
+    return _finish(ground, line(things, ground), mix, rng, "row")
+
+
+_DRAWN = {
+    "plain": _draw_plain,
+    "ground": _draw_ground,
+    "posed": _draw_posed,
+    "count": _draw_count,
+    "pair": _draw_pair,
+    "group": _draw_group,
+}
