@@ -41,6 +41,7 @@ def export_official(
         OutputPathError: a file is there already, or cannot be written.
     """
     schedule = _only_schedule(folder)
+    _check_switches(folder)
     star = folder.transformer.conditioning == "text"
     known = PUBLISHED.get(folder.name)
     targets = {
@@ -71,6 +72,16 @@ def _only_schedule(folder: ModelFolder) -> ScaleSchedule:
             "export a model that was converted from theirs, or trained to its shape",
         )
     return schedules[0]
+
+
+def _check_switches(folder: ModelFolder) -> None:
+    """The authors' code has fixed choices where some of our switches are: their tensors alone would not tell."""
+    config = folder.transformer
+    if not config.text_start or config.is_text_modulated or config.position in ("sincos", "none"):
+        raise ModelFolderError(
+            f"{folder.name} has no official layout: the authors' code knows no such start map, positions or modulation",
+            "only models of the published kinds have one",
+        )
 
 
 def _tensors(folder: ModelFolder, stem: str) -> dict[str, Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -90,6 +91,16 @@ def _read_header(path: Path) -> dict[str, tuple[tuple[int, ...], str]]:
             return {name: (tuple(part.get_shape()), part.get_dtype()) for name, part in slices.items()}
     except (SafetensorError, OSError) as error:
         raise ModelFolderError(f"{path.name}: cannot be read as safetensors: {error}") from error
+
+
+def stored_dtype(paths: Sequence[Path]) -> str:
+    """Name of the dtype that most tensors of some files have: "float16".
+
+    Raises:
+        ModelFolderError: not a safetensors file.
+    """
+    found = Counter(dtype for path in paths for _, dtype in _read_header(path).values())
+    return {"F16": "float16", "BF16": "bfloat16"}.get(found.most_common(1)[0][0], "float32")
 
 
 def save_model(

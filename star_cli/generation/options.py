@@ -9,6 +9,9 @@ from typing import Literal, Self
 from star_cli.errors import OptionError
 from star_cli.models.config import Config
 
+LARGEST_SEED = 2**63 - 1
+"""What torch's generators take."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingOptions(Config):

@@ -73,7 +73,7 @@ def draw(
     caches = make_caches(transformer.config.depth, schedule.length)
     f_hat = torch.zeros(
         *(images, transformer.config.code_dim, schedule.last_side, schedule.last_side),
-        dtype=_published_dtype(prompted) if is_official else torch.float32,
+        dtype=_published_dtype(transformer, prompted) if is_official else torch.float32,
         device=prompted.start.device,
     )
     token_maps = []
@@ -94,13 +94,13 @@ def draw(
     return Drawn(f_hat, token_maps)
 
 
-def _published_dtype(prompted: Prompted) -> torch.dtype:
+def _published_dtype(transformer: StarTransformer, prompted: Prompted) -> torch.dtype:
     """Of f_hat in the published code, which takes it from the start map.
 
     That is half precision when a linear layer made the map under autocast, float32 when it was looked up for a class.
     """
     device = prompted.start.device.type
-    if prompted.class_vector is None and torch.is_autocast_enabled(device):
+    if transformer.config.conditioning == "text" and torch.is_autocast_enabled(device):
         return torch.get_autocast_dtype(device)
     return torch.float32
 

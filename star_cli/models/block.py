@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from star_cli.models.attention import CrossAttention, KeysValues, KeyValueStore, SelfAttention
+from star_cli.models.attention import AttentionMask, CrossAttention, KeysValues, KeyValueStore, SelfAttention
 from star_cli.models.config import TransformerConfig
 
 NO_CHANGE = (1.0, 1.0, 0.0, 0.0, 0.0, 0.0)
@@ -32,8 +32,8 @@ class Prompted:
     """(B, 1, 1, T), True for tokens of the prompt."""
     heard: int = 0
     """Rows whose own text is looked at; the other rows repeat what these got."""
-    class_vector: Tensor | None = None
-    """(B, C), for class modulation."""
+    modulation_vector: Tensor | None = None
+    """What class or pooled text says to the modulation of blocks and head, (B, C); None where neither modulates."""
     stable_start: Tensor | None = None
     """The stable head's own text token, (B, 1, C); None for a model without that head."""
 
@@ -61,16 +61,16 @@ class Block(nn.Module):
         self.self_attention = SelfAttention(config)
         self.cross_attention = CrossAttention(config) if config.cross_attention else None
         self.feed_forward = FeedForward(config)
-        if config.modulation == "class":
+        if config.has_own_modulation:
             self.modulation = nn.Linear(config.width, 6 * config.width)
-        elif config.modulation in ("class_shared", "level"):
+        elif config.modulation != "none":
             self.modulation_offset = nn.Parameter(torch.randn(6, config.width) / config.width**0.5)
 
     def _modulation(self, vector: Tensor | None) -> Modulation:
         """The six modulations, each broadcastable to (B, l, C), from what `StarTransformer._modulation_input` made."""
         if vector is None:
             return NO_CHANGE
-        if self.config.modulation == "class":
+        if self.config.has_own_modulation:
             six = self.modulation(F.silu(vector)).unflatten(-1, (6, -1))
         else:  # the projection was shared by all blocks; each adds its own offset
             six = vector + self.modulation_offset
@@ -83,21 +83,24 @@ class Block(nn.Module):
         text: KeysValues | None,
         modulation_input: Tensor | None,
         rotation: Tensor | None,
-        mask: Tensor | None,
+        mask: AttentionMask,
         store: KeyValueStore | None,
+        branches: Tensor | None = None,
     ) -> Tensor:
         """Residual stream in and out, (B, l, C) float32; arguments as in `SelfAttention` and `Prompted`.
 
-        Without cross-attention `prompted` may be None.
+        Without cross-attention `prompted` may be None. `branches` says how much self-attention and feed-forward network
+        count for each row, (2, B): see `StarTransformer.hidden_states`.
         """
+        weights: Sequence[Tensor | float] = (1.0, 1.0) if branches is None else branches[..., None, None].unbind()
         gain1, gain2, scale1, scale2, shift1, shift2 = self._modulation(modulation_input)
         normed = self._norm(x) * (1 + scale1) + shift1
-        x = x + gain1 * self.self_attention(normed, rotation, mask, store)
+        x = x + weights[0] * gain1 * self.self_attention(normed, rotation, mask, store)
         if self.cross_attention is not None and text is not None and prompted and prompted.text_mask is not None:
             heard = prompted.heard
             looked = self.cross_attention(self._norm(x[:heard]), text, prompted.text_mask[:heard])
             x = x + (looked if heard == len(x) else looked.repeat(len(x) // heard, 1, 1))
-        return x + gain2 * self.feed_forward(self._norm(x) * (1 + scale2) + shift2)
+        return x + weights[1] * gain2 * self.feed_forward(self._norm(x) * (1 + scale2) + shift2)
 
     def _norm(self, x: Tensor) -> Tensor:
         return F.layer_norm(x, (self.config.width,), eps=self.config.norm_eps)

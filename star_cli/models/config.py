@@ -21,13 +21,17 @@ class Config:
         """Build from plain data; lists become tuples.
 
         Raises:
-            OptionError: an unknown field, a missing one, or a value that the config refuses.
+            OptionError: an unknown field, a missing one, a value of another kind, or one that the config refuses.
         """
         known = {field.name for field in fields(cls)}  # type: ignore[arg-type]  # every child is a dataclass
         if unknown := sorted(set(values) - known):
             raise OptionError(
                 f"{cls.__name__} has no field {', '.join(unknown)}", f"known fields: {', '.join(sorted(known))}"
             )
+        hints = get_type_hints(cls)
+        for key, value in values.items():
+            if not _is_of_kind(value, hints[key]):
+                raise OptionError(f"{cls.__name__}: {key} must be {_KINDS[hints[key]]}, not {value!r}")
         try:
             return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
         except TypeError as error:
@@ -43,6 +47,16 @@ class Config:
             value, choices = getattr(self, name), get_args(hint)
             if get_origin(hint) is Literal and value not in choices:
                 raise OptionError(f"{name} must be one of {', '.join(choices)}, not {value}")
+
+
+_KINDS: dict[Any, str] = {int: "a whole number", float: "a number", str: "a string", bool: "true or false"}
+
+
+def _is_of_kind(value: Any, hint: Any) -> bool:
+    """Only plain kinds are told apart; whole numbers are numbers, truth values are none."""
+    if hint is bool or isinstance(value, bool):
+        return hint not in _KINDS or (hint is bool and isinstance(value, bool))
+    return hint not in _KINDS or isinstance(value, int | float if hint is float else hint)
 
 
 def _check(condition: bool, message: str) -> None:
@@ -119,6 +133,8 @@ class TransformerConfig(Config):
     """What the start map is made from: the pooled text (STAR) or a class label (VAR)."""
     text_width: int = 1024
     """D, width of the text features."""
+    text_start: bool = True
+    """The start map comes from the pooled text (STAR); off: it is a learned vector, the same for every prompt."""
     classes: int = 1000
     """Number of classes when conditioning is "class"; one more row stands for no class."""
     cross_attention: bool = True
@@ -128,22 +144,23 @@ class TransformerConfig(Config):
     every row, as in the released STAR code. "conditional": under guidance the unconditional row of an image takes over
     what its conditional row got, which equals "first_image" for one image alone and keeps images of a batch apart."""
 
-    position: Literal["rope", "learned"] = "rope"
-    """Normalised 2-D RoPE (STAR), or one learned vector per token of the schedule (VAR)."""
+    position: Literal["rope", "learned", "sincos", "none"] = "rope"
+    """2-D RoPE (STAR), one learned vector per token of the schedule (VAR), fixed 2-D sines and cosines added to the
+    input (MAE, DiT), or nothing that tells the tokens of a scale apart but their content."""
     learned_positions: int = 0
     """L of the only schedule a model with learned positions knows."""
     rope_theta: float = 10000.0
-    """Base of the rotary frequencies."""
+    """Base of the frequencies of "rope" and "sincos"."""
     rope_norm: float = 64.0
-    """Every scale spans coordinates 0 to this; negative: raw token coordinates."""
+    """With "rope" and "sincos" every scale spans coordinates 0 to this (STAR); negative: raw token coordinates."""
     level_in_input: bool = True
     """Add the level embedding to each token of the input."""
 
     l2_norm: bool = True
     """Normalise queries and keys to unit length, learn a gain per head; off: softmax scale 0.25 / sqrt(head width)."""
-    modulation: Literal["none", "level", "class", "class_shared"] = "none"
-    """Adaptive LayerNorm: none (STAR), from the level embedding (a STAR ablation), from the class, per block or by one
-    shared projection (VAR)."""
+    modulation: Literal["none", "level", "class", "class_shared", "text", "text_shared"] = "none"
+    """Adaptive LayerNorm: none (STAR), from the level embedding (a STAR ablation), from the class (VAR) or the pooled
+    text, by a projection of each block's own or by one that all share."""
     logit_norm: bool = True
     """LayerNorm without gain before the head (STAR)."""
 
@@ -167,7 +184,14 @@ class TransformerConfig(Config):
             self.position != "rope" or self.head_width % 4 == 0,
             f"2-D RoPE needs a head width divisible by 4, not {self.head_width}",
         )
+        _check(
+            self.position != "sincos" or self.width % 4 == 0,
+            f"2-D sines and cosines need a width divisible by 4, not {self.width}",
+        )
         _check(self.position != "learned" or self.learned_positions > 0, "learned positions need their number")
+        self._check_conditioning()
+
+    def _check_conditioning(self) -> None:
         text = self.conditioning == "text"
         _check(text or not self.cross_attention, "cross-attention needs text: a class has no states to look at")
         _check(text or not self.stable_head, "stable sampling needs text: its head starts from the pooled feature")
@@ -176,6 +200,27 @@ class TransformerConfig(Config):
             "stable sampling needs at least one block, and a first scale of at least 0",
         )
         _check(not text or not self.modulation.startswith("class"), "modulation by class needs conditioning by class")
+        _check(text or not self.is_text_modulated, "modulation by text needs conditioning by text")
+        _check(text or self.text_start, "text_start off needs conditioning by text: a class has no other way in")
+        _check(
+            self.text_start or self.cross_attention or self.is_text_modulated,
+            "without text_start, cross-attention and modulation by text no prompt reaches the model",
+        )
+
+    @property
+    def is_text_modulated(self) -> bool:
+        """Does the pooled text modulate blocks and head?"""
+        return self.modulation in ("text", "text_shared")
+
+    @property
+    def is_head_modulated(self) -> bool:
+        """Does the head have an adaptive LayerNorm of its own (VAR)?"""
+        return self.conditioning == "class" or self.is_text_modulated
+
+    @property
+    def has_own_modulation(self) -> bool:
+        """Has each block a projection of its own, from one vector to its six modulations?"""
+        return self.modulation in ("class", "text")
 
     @property
     def head_width(self) -> int:

@@ -21,11 +21,14 @@ def rotation_table(schedule: ScaleSchedule, head_width: int, theta: float, norm:
     return torch.cat([_scale_table(side, frequencies, norm) for side in schedule.sides])
 
 
-def _scale_table(side: int, frequencies: Tensor, norm: float) -> Tensor:
+def scale_coordinates(side: int, norm: float) -> Tensor:
+    """Place of each column, or row, of one scale: 0 to `norm`, raw when that is negative; (side,)."""
     coordinates = torch.arange(side, dtype=torch.float32)
-    if norm >= 0 and side > 1:
-        coordinates = coordinates / (side - 1) * norm
-    angles = torch.outer(coordinates, frequencies)  # (side, K / 4)
+    return coordinates / (side - 1) * norm if norm >= 0 and side > 1 else coordinates
+
+
+def _scale_table(side: int, frequencies: Tensor, norm: float) -> Tensor:
+    angles = torch.outer(scale_coordinates(side, norm), frequencies)  # (side, K / 4)
     columns = angles.repeat(side, 1)  # row-major: the column runs fastest
     rows = angles.repeat_interleave(side, 0)
     both = torch.cat([columns, rows], dim=1)  # (side * side, P)

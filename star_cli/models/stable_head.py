@@ -29,7 +29,7 @@ class StableHead(nn.Module):
         self.code_to_width = nn.Linear(config.code_dim, width)
         self.level_embedding = nn.Embedding(config.levels, width)
         self.join = nn.Linear(2 * width, width)
-        plain = replace(config, cross_attention=False, modulation="none")
+        plain = replace(config, text_start=True, cross_attention=False, modulation="none")
         self.blocks = nn.ModuleList(Block(plain) for _ in range(config.stable_blocks))
         self.head = nn.Linear(width, config.codebook_size)
 

@@ -12,6 +12,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -36,6 +37,9 @@ class TextEncoder(ABC):
         device: where the tower is, and where its features come out.
     """
 
+    tower: Any
+    """The network itself, a `torch.nn.Module`."""
+
     def __init__(self, config: TextEncoderConfig, device: torch.device | str = "cpu"):
         self.config = config
         self.device = torch.device(device)
@@ -49,6 +53,12 @@ class TextEncoder(ABC):
     def max_tokens(self) -> int:
         """T, tokens of every encoding, padding and marks of start and end included."""
         return self.config.max_tokens
+
+    def to(self, device: torch.device | str) -> Self:
+        """Move the tower, and with it where features come out."""
+        self.device = torch.device(device)
+        self.tower.to(self.device)
+        return self
 
     @torch.no_grad()
     def encode(self, prompts: Sequence[str], rows: int = 1) -> TextCondition:

@@ -11,15 +11,16 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from star_cli.errors import OptionError, ShapeError
-from star_cli.models.attention import KeyValueStore
+from star_cli.models.attention import AttentionMask, KeyValueStore
 from star_cli.models.block import Block, Prompted
 from star_cli.models.condition import ClassCondition, Condition, TextCondition
 from star_cli.models.config import CrossAttentionRows, TransformerConfig
-from star_cli.models.rope import rotation_table
 from star_cli.models.schedule import ScaleSchedule
 from star_cli.models.stable_head import StableHead
+from star_cli.models.tables import ScheduleTables
 
 
 class StarTransformer(nn.Module):
@@ -29,9 +30,11 @@ class StarTransformer(nn.Module):
         super().__init__()
         self.config = config
         width = config.width
-        if config.conditioning == "text":
+        if config.conditioning == "text" and config.text_start:
             self.text_to_start = nn.Linear(config.text_width, width)
-        else:
+        if config.is_text_modulated:
+            self.text_to_modulation = nn.Linear(config.text_width, width)
+        if config.conditioning == "class":
             self.class_embedding = nn.Embedding(config.classes + 1, width)  # the last row stands for "no class"
         self.start_position = nn.Parameter(torch.zeros(1, 1, width))
         self.code_to_width = nn.Linear(config.code_dim, width)
@@ -40,20 +43,27 @@ class StarTransformer(nn.Module):
             self.position_embedding = nn.Parameter(torch.zeros(1, config.learned_positions, width))
         if config.modulation == "level":
             self.level_pair = nn.Linear(2 * width, width)
-        if config.modulation in ("level", "class_shared"):
+        if config.modulation in ("level", "class_shared", "text_shared"):
             self.shared_modulation = nn.Linear(width, 6 * width)
-        if config.conditioning == "class":
+        if config.is_head_modulated:
             self.head_modulation = nn.Linear(width, 2 * width)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
         self.head = nn.Linear(width, config.codebook_size)
         self.stable = StableHead(config) if config.stable_head else None
-        self._tables: dict[tuple[ScaleSchedule, torch.device], Tensor] = {}
+        self._is_checkpointed = False
+        self.flex_attention = False
+        """Let flex attention skip what the block-causal mask hides, on a GPU (training)."""
+        self._tables = ScheduleTables(config)
+
+    def set_checkpointing(self, on: bool) -> None:
+        """Compute what is inside a block again in the backward pass, or keep it: less memory, or less time."""
+        self._is_checkpointed = on
 
     def set_compute_dtype(self, dtype: torch.dtype) -> None:
         """Weights and activations of the blocks in `dtype`; the heads stay float32, for their logits decide tokens."""
         self.to(dtype)
         self.head.float()
-        if self.config.conditioning == "class":
+        if self.config.is_head_modulated:
             self.head_modulation.float()
         if self.stable is not None:
             self.stable.head.float()
@@ -85,14 +95,19 @@ class StarTransformer(nn.Module):
             raise ShapeError(
                 f"text features are {condition.pooled.shape[-1]} wide, this model reads {self.config.text_width}"
             )
-        start = self.text_to_start(condition.pooled.to(self.text_to_start.weight.dtype)).float()[:, None]
+        pooled = condition.pooled.to(self.start_position.dtype)
+        if self.config.text_start:
+            start = self.text_to_start(pooled).float()[:, None]
+        else:  # the start position alone
+            start = torch.zeros(len(pooled), 1, self.config.width, device=pooled.device)
+        vector = self.text_to_modulation(pooled).float() if self.config.is_text_modulated else None
         stable_start = None if self.stable is None else self.stable.start(condition.pooled)
         if not self.config.cross_attention:
-            return Prompted(start, stable_start=stable_start)
+            return Prompted(start, modulation_vector=vector, stable_start=stable_start)
         heard = {"per_image": len(condition), "first_image": 1, "conditional": images}[heard_rows]
         looks = [block.cross_attention for block in self._blocks() if block.cross_attention is not None]
         text = tuple(look.text_keys_values(condition.states[:heard]) for look in looks)
-        return Prompted(start, text, condition.mask.bool()[:, None, None, :], heard, stable_start=stable_start)
+        return Prompted(start, text, condition.mask.bool()[:, None, None, :], heard, vector, stable_start)
 
     def class_prompt(self, labels: Tensor) -> Prompted:
         """Start map of B class labels, (B,) int64; `config.classes` stands for no class (VAR).
@@ -105,7 +120,7 @@ class StarTransformer(nn.Module):
         if bool(((labels < 0) | (labels > self.config.classes)).any()):
             raise OptionError(f"classes are numbered 0 to {self.config.classes - 1}")
         vector = self.class_embedding(labels).float()
-        return Prompted(vector[:, None], class_vector=vector)
+        return Prompted(vector[:, None], modulation_vector=vector)
 
     # -- tokens in --------------------------------------------------------------------------------------------------
 
@@ -136,6 +151,8 @@ class StarTransformer(nn.Module):
             added = added + self.level_embedding(levels)
         if self.config.position == "learned":
             added = added + self.position_embedding[0, first:last]
+        elif self.config.position == "sincos":
+            added = added + self._tables.sincos(schedule, self.start_position.device)[first:last]
         return added
 
     def _check_schedule(self, schedule: ScaleSchedule) -> None:
@@ -151,15 +168,8 @@ class StarTransformer(nn.Module):
     # -- through the blocks -----------------------------------------------------------------------------------------
 
     def rotation(self, schedule: ScaleSchedule) -> Tensor | None:
-        """Rotary table of all L tokens, (L, P) complex64; None with learned positions."""
-        if self.config.position != "rope":
-            return None
-        key = (schedule, self.start_position.device)
-        if key not in self._tables:
-            with torch.inference_mode(False):  # a table first made while drawing must serve training too
-                table = rotation_table(schedule, self.config.head_width, self.config.rope_theta, self.config.rope_norm)
-                self._tables[key] = table.to(key[1])
-        return self._tables[key]
+        """Rotary table of all L tokens, (L, P) complex64; None with other positions."""
+        return self._tables.rotation(schedule, self.start_position.device)
 
     def run_blocks(
         self,
@@ -167,8 +177,9 @@ class StarTransformer(nn.Module):
         prompted: Prompted,
         schedule: ScaleSchedule,
         tokens: slice | Tensor,
-        mask: Tensor | None = None,
+        mask: AttentionMask = None,
         stores: Sequence[KeyValueStore] | None = None,
+        branches: Tensor | None = None,
     ) -> Tensor:
         """All blocks.
 
@@ -179,16 +190,23 @@ class StarTransformer(nn.Module):
             tokens: where these l tokens stand among all L.
             mask: (l, l) in training; None in generation, where a scale sees the cache and itself.
             stores: one cache per block, or None.
+            branches: as in `hidden_states`.
         Returns:
             Hidden states, (B, l, C).
         """
         table = self.rotation(schedule)
         rotation = None if table is None else table[tokens]
         modulation_input = self._modulation_input(prompted, schedule, tokens)
+        is_checkpointed = self._is_checkpointed and stores is None and torch.is_grad_enabled()
         for index, block in enumerate(self._blocks()):
             text = prompted.text[index] if prompted.text else None
             store = stores[index] if stores is not None else None
-            x = block(x, prompted, text, modulation_input, rotation, mask, store)
+            of_block = branches[index] if branches is not None else None
+            given = (x, prompted, text, modulation_input, rotation, mask, store, of_block)
+            if is_checkpointed:  # nothing in a block is random
+                x = checkpoint(block, *given, use_reentrant=False, preserve_rng_state=False)
+            else:
+                x = block(*given)
         return x
 
     def _modulation_input(self, prompted: Prompted, schedule: ScaleSchedule, tokens: slice | Tensor) -> Tensor | None:
@@ -200,20 +218,20 @@ class StarTransformer(nn.Module):
             own, last = self.level_embedding(levels[tokens]), self.level_embedding(levels[-1])
             vector = self.level_pair(torch.cat([own, last.expand_as(own)], dim=-1))
         else:
-            if prompted.class_vector is None:
+            if prompted.modulation_vector is None:
                 raise OptionError("class modulation needs class labels")
-            vector = prompted.class_vector[:, None].to(self.start_position.dtype)
-            if self.config.modulation == "class":
+            vector = prompted.modulation_vector[:, None].to(self.start_position.dtype)
+            if self.config.has_own_modulation:
                 return vector
         return self.shared_modulation(F.silu(vector)).unflatten(-1, (6, -1))
 
     def logits(self, hidden: Tensor, prompted: Prompted) -> Tensor:
         """Scores of the codes, (B, l, V), float32."""
         hidden = hidden.float()
-        if self.config.logit_norm or self.config.conditioning == "class":
+        if self.config.logit_norm or self.config.is_head_modulated:
             hidden = F.layer_norm(hidden, (self.config.width,), eps=self.config.norm_eps)
-        if prompted.class_vector is not None:
-            vector = F.silu(prompted.class_vector)
+        if prompted.modulation_vector is not None:
+            vector = F.silu(prompted.modulation_vector)
             scale, shift = self.head_modulation(vector)[:, None].chunk(2, dim=-1)  # (B, 1, C) each
             hidden = hidden * (1 + scale) + shift
         return self.head(hidden).float()
@@ -221,17 +239,27 @@ class StarTransformer(nn.Module):
     # -- the whole schedule at once ---------------------------------------------------------------------------------
 
     def forward(
-        self, prompted: Prompted, teacher_input: Tensor, schedule: ScaleSchedule, keep: Tensor | None = None
+        self,
+        prompted: Prompted,
+        teacher_input: Tensor,
+        schedule: ScaleSchedule,
+        keep: Tensor | None = None,
+        branches: Tensor | None = None,
     ) -> Tensor:
         """Logits of every scale under teacher forcing; arguments as in `hidden_states`.
 
         Returns:
             (B, L, V), or (B, kept, V).
         """
-        return self.logits(self.hidden_states(prompted, teacher_input, schedule, keep), prompted)
+        return self.logits(self.hidden_states(prompted, teacher_input, schedule, keep, branches), prompted)
 
     def hidden_states(
-        self, prompted: Prompted, teacher_input: Tensor, schedule: ScaleSchedule, keep: Tensor | None = None
+        self,
+        prompted: Prompted,
+        teacher_input: Tensor,
+        schedule: ScaleSchedule,
+        keep: Tensor | None = None,
+        branches: Tensor | None = None,
     ) -> Tensor:
         """Hidden states of every scale under teacher forcing.
 
@@ -242,6 +270,8 @@ class StarTransformer(nn.Module):
             schedule: the scales.
             keep: which of the L tokens take part, (L,) bool; all when None (STAR drops some of the largest scale at
                 1024 px).
+            branches: how much the self-attention and the feed-forward network of each block count for each row, (depth,
+                2, B); None: 1, as ever outside training (stochastic depth leaves out some and weighs up the others).
         Returns:
             (B, L, C), or (B, kept, C).
         """
@@ -251,12 +281,12 @@ class StarTransformer(nn.Module):
                 f"teacher input has {teacher_input.shape[1]} tokens, the schedule {schedule.length - first}"
             )
         x = torch.cat([self.embed_start(prompted, schedule), self.embed_codes(teacher_input, schedule, first)], dim=1)
-        mask = schedule.block_causal_mask().to(x.device)
         tokens: slice | Tensor = slice(0, schedule.length)
         if keep is not None:
-            tokens = keep.bool().nonzero()[:, 0]
-            x, mask = x[:, tokens], mask[tokens][:, tokens]
-        return self.run_blocks(x, prompted, schedule, tokens, mask)
+            tokens = keep.bool().nonzero()[:, 0].to(x.device)
+            x = x[:, tokens]
+        mask = self._tables.training_mask(schedule, tokens, x.device, self.flex_attention)
+        return self.run_blocks(x, prompted, schedule, tokens, mask, branches=branches)
 
     # -- the last scales once more ----------------------------------------------------------------------------------
 

@@ -1,7 +1,7 @@
-"""Moving a model to a longer schedule, as the published models went from 256 to 512 and 1024 px (STAR).
+"""Moving a model to another schedule, as the published models went from 256 to 512 and 1024 px (STAR).
 
 Rotary positions carry over by themselves; level rows and learned positions are kept by their index, and further ones
-begin anew.
+begin anew, or take the level rows of the scales most like them.
 
 Letters: L tokens of the schedule, C width.
 """
@@ -9,6 +9,7 @@ Letters: L tokens of the schedule, C width.
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,11 @@ from torch import Tensor, nn
 from star_cli.errors import OptionError
 from star_cli.models.schedule import ScaleSchedule
 from star_cli.models.transformer import StarTransformer
+
+LevelRule = Literal["nearest_side", "nearest_normalised", "published"]
+"""Which trained row a scale of another schedule begins with. "nearest_side": that of the scale whose side is nearest.
+"nearest_normalised": that of the scale whose side, as a share of the last one, is nearest; so the last scale begins as
+the last. "published": that of the same index; scales beyond begin anew."""
 
 
 def lengthen(rows: Tensor, count: int, generator: torch.Generator, repeat_last: bool = False) -> Tensor:
@@ -76,3 +82,49 @@ def move_to_schedule(
         longer = StarTransformer(longer_config)
     longer.load_state_dict({name: tensor.clone() for name, tensor in state.items()}, strict=True, assign=True)
     return longer
+
+
+@torch.no_grad()
+def copy_levels(
+    transformer: StarTransformer,
+    source: ScaleSchedule,
+    target: ScaleSchedule,
+    rule: LevelRule = "nearest_side",
+    generator: torch.Generator | None = None,
+) -> None:
+    """Fill the level rows of a schedule from those of a trained one, in place; the stable head's rows too.
+
+    Args:
+        transformer: has rows for both schedules (`move_to_schedule` makes room); the two may share rows.
+        source: the trained schedule.
+        target: the schedule whose rows are written.
+        rule: which row each scale takes.
+        generator: of the rows that begin anew under "published"; seeded with 0 when None.
+    Raises:
+        OptionError: the transformer has too few rows, or "published" meets a schedule of fewer scales.
+    """
+    config = transformer.config
+    if max(schedule.first_level + len(schedule) for schedule in (source, target)) > config.levels:
+        raise OptionError(f"{config.levels} level rows are too few for these schedules")
+    generator = generator or torch.Generator().manual_seed(0)
+    tables = [transformer.level_embedding, *([transformer.stable.level_embedding] if transformer.stable else [])]
+    for table in tables:
+        known = table.weight[source.first_level : source.first_level + len(source)].clone()
+        if rule == "published":
+            rows = lengthen(known, len(target), generator, config.modulation == "level")
+        else:
+            rows = known[nearest_scales(source, target, rule == "nearest_normalised")]
+        table.weight[target.first_level : target.first_level + len(target)] = rows
+
+
+def nearest_scales(source: ScaleSchedule, target: ScaleSchedule, is_normalised: bool) -> list[int]:
+    """Scale of `source` nearest in side to each scale of `target`, the smaller when two are equally near.
+
+    Normalised sides are shares of their schedule's last one.
+    """
+    # sides times the other's last side compare as the shares do, without rounding
+    from_factor, to_factor = (target.last_side, source.last_side) if is_normalised else (1, 1)
+    return [
+        min(range(len(source)), key=lambda known: abs(source.sides[known] * from_factor - side * to_factor))
+        for side in target.sides
+    ]

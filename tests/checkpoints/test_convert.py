@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -148,6 +149,17 @@ def test_export_writes_over_nothing_unless_told(tmp_path: Path) -> None:
 def test_model_that_the_official_code_has_no_place_for_is_not_exported(tiny_model_folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ModelFolderError, match="tiny has no official layout"):
         export_official(read_model_folder(tiny_model_folder), tmp_path / "back")
+    assert not (tmp_path / "back").exists()
+
+
+@pytest.mark.parametrize(
+    "switch", [{"text_start": False}, {"position": "sincos"}, {"position": "none"}, {"modulation": "text"}]
+)
+def test_switches_that_the_official_code_does_not_have_are_not_exported(switch: dict[str, Any], tmp_path: Path) -> None:
+    folder = convert(write_files(tmp_path / "official", TINY_STAR), TINY_STAR, tmp_path / "model")
+    other = replace(folder, transformer=replace(folder.transformer, **switch))
+    with pytest.raises(ModelFolderError, match="knows no such start map, positions or modulation"):
+        export_official(other, tmp_path / "back")
     assert not (tmp_path / "back").exists()
 
 

@@ -4,19 +4,22 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
 from star_cli.generation.options import SamplingOptions
 from star_cli.generation.randomness import random_generators
 from star_cli.generation.sampler import Drawn, draw
-from star_cli.models.condition import TextCondition
+from star_cli.models.condition import TextCondition, stack
 from star_cli.models.schedule import ScaleSchedule
 from star_cli.models.transformer import StarTransformer
 from tests.models.builders import (
     SIDES,
+    class_changes,
+    conditions,
     laws,
+    placed_schedules,
     schedules,
     seeds,
     text,
@@ -47,11 +50,11 @@ def same(first: list[Tensor], second: list[Tensor]) -> bool:
     return all(torch.equal(one, other) for one, other in zip(first, second, strict=True))
 
 
-@laws
+@settings(laws, max_examples=60)
 @given(
-    transformer_changes(),
+    st.one_of(transformer_changes(), class_changes()),
     st.sampled_from(["per_image", "conditional", "first_image"]),
-    schedules,
+    placed_schedules,
     st.sampled_from([0.0, 3.0]),
     seeds,
 )
@@ -59,15 +62,15 @@ def test_teacher_forcing_gives_the_logits_that_generation_saw(
     changes: dict[str, Any], rows: str, schedule: ScaleSchedule, guidance: float, seed: int
 ) -> None:
     model = tiny_transformer(seed, cross_attention_rows=rows, **changes)
-    prompts, empty = text(2, seed), text(2, EMPTY_PROMPT)
+    prompts, empty = conditions(model.config, 2, seed)
     seen: list[Tensor] = []
     hook = model.head.register_forward_hook(lambda _module, _given, result: seen.append(result))
     options = SamplingOptions(guidance=guidance, top_k=12)
-    drawn = drawing(model, prompts, [seed, 1], schedule, options, empty)
+    drawn = draw(model, QUANTIZER, prompts, empty, schedule, options, random_generators([seed, 1]))
     hook.remove()
     with torch.no_grad():
         teacher = QUANTIZER.teacher_input([each.flatten(1) for each in drawn.token_maps], schedule)
-        both = TextCondition.stack(prompts, empty) if guidance else prompts
+        both = stack(prompts, empty) if guidance else prompts
         logits = model(model.prompt(both, images=2), teacher.repeat(len(both) // 2, 1, 1), schedule)
     torch.testing.assert_close(torch.cat(seen, dim=1), logits, rtol=1e-4, atol=1e-4)
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from star_cli.generation.cache import make_caches
 from star_cli.models.block import Prompted
-from star_cli.models.condition import TextCondition
+from star_cli.models.condition import ClassCondition, Condition, TextCondition
 from star_cli.models.config import TransformerConfig, VQVAEConfig
 from star_cli.models.quantizer import MultiScaleQuantizer
 from star_cli.models.schedule import ScaleSchedule
@@ -33,26 +33,57 @@ laws = settings(
 """How a law is tried on random examples: the same ones in every run."""
 
 schedules = st.lists(st.integers(1, 4), min_size=1, max_size=4).map(lambda sides: ScaleSchedule(tuple(sorted(sides))))
+placed_schedules = st.builds(lambda schedule, first: ScaleSchedule(schedule.sides, first), schedules, st.integers(0, 4))
+"""Schedules whose level rows are not the first ones of the table."""
 seeds = st.integers(0, 2**31)
 
 
 @st.composite
 def transformer_changes(draw: st.DrawFn) -> dict[str, Any]:
     """Fields that tell one text-conditioned variant from another."""
+    modulation = draw(st.sampled_from(["none", "level", "text", "text_shared"]))
+    cross_attention = draw(st.booleans())
+    must_start = not cross_attention and not modulation.startswith("text")  # else no prompt would reach the model
+    return draw(_any_changes()) | {
+        "cross_attention": cross_attention,
+        "modulation": modulation,
+        "text_start": must_start or draw(st.booleans()),
+    }
+
+
+@st.composite
+def class_changes(draw: st.DrawFn) -> dict[str, Any]:
+    """Fields that tell one class-conditioned variant from another."""
+    return draw(_any_changes()) | {
+        "conditioning": "class",
+        "classes": 5,
+        "cross_attention": False,
+        "modulation": draw(st.sampled_from(["none", "level", "class", "class_shared"])),
+    }
+
+
+@st.composite
+def _any_changes(draw: st.DrawFn) -> dict[str, Any]:
     heads = draw(st.integers(1, 3))
     return {
         "depth": draw(st.integers(1, 2)),
         "heads": heads,
         "width": heads * draw(st.sampled_from([4, 8, 12])),
-        "cross_attention": draw(st.booleans()),
-        "position": draw(st.sampled_from(["rope", "learned"])),
+        "position": draw(st.sampled_from(["rope", "learned", "sincos", "none"])),
         "learned_positions": 64,
         "rope_norm": draw(st.sampled_from([64.0, 3.0, -1.0])),
         "level_in_input": draw(st.booleans()),
         "l2_norm": draw(st.booleans()),
-        "modulation": draw(st.sampled_from(["none", "level"])),
         "logit_norm": draw(st.booleans()),
     }
+
+
+def conditions(config: TransformerConfig, rows: int, seed: int = 0) -> tuple[Condition, Condition]:
+    """What to draw, and its unconditional counterpart: random prompts beside others, or classes beside none."""
+    if config.conditioning == "text":
+        return text(rows, seed), text(rows, seed + 1)
+    labels = torch.randint(0, config.classes, (rows,), generator=torch.Generator().manual_seed(seed))
+    return ClassCondition(labels), ClassCondition(torch.full_like(labels, config.classes))
 
 
 def changed(**changes: Any) -> TransformerConfig:

@@ -6,9 +6,11 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from star_cli.models.attention import CrossAttention, SelfAttention
+from star_cli.models import attention
+from star_cli.models.attention import CrossAttention, KeysValues, SelfAttention
 from tests.models.builders import SIDES, TEXT_TOKENS, changed, lively, text
 
 ROWS, TOKENS = 2, SIDES.length
@@ -99,3 +101,29 @@ def test_length_of_the_input_of_queries_and_keys_does_not_matter_when_normalised
     expected = layer(x, None, None, None)
     layer.qkv.weight.data[:64] *= 7
     torch.testing.assert_close(layer(x, None, None, None), expected)
+
+
+@pytest.mark.parametrize("masked", [True, False])
+def test_plain_attention_equals_the_fused_one_forward_and_backward(masked: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    queries, keys, values = (torch.randn(2, 3, TOKENS, 8, generator=generator).requires_grad_() for _ in range(3))
+    mask = SIDES.block_causal_mask() if masked else None
+    ways = (
+        attention._attend_plainly(queries, KeysValues(keys, values), mask, 0.3),
+        F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask, scale=0.3),
+    )
+    weight = torch.randn(ways[0].shape, generator=generator)
+    plain, fused = (torch.autograd.grad((way * weight).sum(), (queries, keys, values)) for way in ways)
+    torch.testing.assert_close(ways[0], ways[1])
+    for ours, theirs in zip(plain, fused, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_attention_in_half_precision_differs_by_its_rounding_alone() -> None:
+    generator = torch.Generator().manual_seed(0)
+    queries, keys, values = (torch.randn(2, 3, TOKENS, 8, generator=generator) for _ in range(3))
+    exact = attention.attend(queries, KeysValues(keys, values), None, 0.3)
+    half = [part.bfloat16().requires_grad_() for part in (queries, keys, values)]
+    trained = attention.attend(half[0], KeysValues(half[1], half[2]), None, 0.3)
+    assert trained.dtype == torch.bfloat16
+    assert (trained.float() - exact).abs().max() < 0.03

@@ -9,6 +9,7 @@ from hypothesis import given
 
 from star_cli.errors import OptionError
 from star_cli.models.config import Config, TextEncoderConfig, TransformerConfig, VQVAEConfig
+from star_cli.models.transformer import StarTransformer
 from tests.models.builders import TINY, TINY_VQVAE, changed, laws, transformer_changes
 
 TEXT = TextEncoderConfig(kind="t5", width=2048, max_tokens=120, pooling="mean_with_padding", clean_captions=True)
@@ -25,6 +26,17 @@ def test_config_comes_back_from_json(config: Config) -> None:
 def test_every_variant_comes_back_from_json(changes: dict[str, Any]) -> None:
     config = changed(**changes)
     assert TransformerConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+
+
+def test_a_config_from_before_the_switches_is_the_model_it_was() -> None:
+    old = {"depth": 2, "width": 32, "heads": 2, "codebook_size": 16, "code_dim": 6, "levels": 8, "text_width": 12}
+    assert TransformerConfig.from_dict(old) == TINY
+    names = set(StarTransformer(TINY).state_dict())
+    outside = {name for name in names if not name.startswith("blocks.")}
+    parts = ("text_to_start", "code_to_width", "head")
+    linear = {f"{part}.{kind}" for part in parts for kind in ("weight", "bias")}
+    assert outside == linear | {"start_position", "level_embedding.weight"}
+    assert not any("modulation" in name for name in names)
 
 
 def test_unknown_field_is_named_with_the_known_ones() -> None:
@@ -45,9 +57,22 @@ def test_missing_field_is_named() -> None:
         ({"width": 12, "heads": 2}, "2-D RoPE needs a head width divisible by 4, not 6"),
         ({"depth": 0}, "depth, width, heads and levels must be positive"),
         ({"position": "learned"}, "learned positions need their number"),
-        ({"position": "sine"}, "position must be one of rope, learned, not sine"),
-        ({"modulation": "text"}, "modulation must be one of none, level, class, class_shared, not text"),
+        ({"position": "sine"}, "position must be one of rope, learned, sincos, none, not sine"),
+        (
+            {"position": "sincos", "width": 30},
+            "2-D sines and cosines need a width divisible by 4, not 30",
+        ),
+        (
+            {"modulation": "prompt"},
+            "modulation must be one of none, level, class, class_shared, text, text_shared, not prompt",
+        ),
         ({"modulation": "class"}, "modulation by class needs conditioning by class"),
+        (CLASSES | {"modulation": "text"}, "modulation by text needs conditioning by text"),
+        (CLASSES | {"text_start": False}, "text_start off needs conditioning by text: a class has no other way in"),
+        (
+            {"text_start": False, "cross_attention": False},
+            "without text_start, cross-attention and modulation by text no prompt reaches the model",
+        ),
         ({"conditioning": "class"}, "cross-attention needs text: a class has no states to look at"),
     ],
 )

@@ -33,6 +33,11 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "star": {},
     "level": {"modulation": "level"},
     "no cross-attention": {"cross_attention": False},
+    "learned start": {"text_start": False},
+    "sincos": {"position": "sincos"},
+    "no position": {"position": "none"},
+    "text": {"modulation": "text", "text_start": False, "cross_attention": False},
+    "text shared": {"modulation": "text_shared"},
     "var": BY_CLASS | {"modulation": "class", "position": "learned", "learned_positions": SIDES.length},
     "var shared": BY_CLASS | {"modulation": "class_shared", "position": "learned", "learned_positions": SIDES.length},
 }
@@ -178,6 +183,81 @@ def test_pooled_text_and_states_both_matter() -> None:
     plain = teacher_forced(model, prompts, given_input)
     for other in (replace(prompts, pooled=prompts.pooled + 1), replace(prompts, states=prompts.states.flip(-1))):
         assert not torch.allclose(teacher_forced(model, other, given_input), plain, atol=1e-2)
+
+
+@pytest.mark.parametrize("switch", ["text_start", "cross_attention", "modulation"])
+def test_the_prompt_reaches_the_model_by_the_ways_that_are_on_and_no_other(switch: str) -> None:
+    off = {"text_start": False, "cross_attention": False, "modulation": "none"}
+    changes = off | {switch: "text" if switch == "modulation" else True}
+    model, given_input, prompts = tiny_transformer(**changes), random_input(1, SIDES), text(1)
+    plain = teacher_forced(model, prompts, given_input)
+    by_pooled = teacher_forced(model, replace(prompts, pooled=prompts.pooled + 1), given_input)
+    by_states = teacher_forced(model, replace(prompts, states=prompts.states.flip(-1)), given_input)
+    assert torch.equal(by_pooled, plain) == (switch == "cross_attention")
+    assert torch.equal(by_states, plain) == (switch != "cross_attention")
+
+
+def test_without_positions_the_order_of_a_scale_does_not_matter() -> None:
+    given_input, prompts = random_input(1, SIDES), text(1)
+    shuffled = given_input.clone()
+    shuffled[:, 4:] = given_input[:, 4:].flip(1)  # the tokens of the last scale in another order
+    for position in ("none", "sincos", "rope", "learned"):
+        model = tiny_transformer(position=position, learned_positions=SIDES.length)
+        plain, other = (teacher_forced(model, prompts, each)[:, 5:] for each in (given_input, shuffled))
+        assert torch.allclose(plain, other.flip(1), atol=1e-4) == (position == "none"), position
+
+
+def test_a_row_whose_branches_count_nothing_passes_the_blocks_unchanged() -> None:
+    model, given_input, prompts = tiny_transformer(cross_attention=False), random_input(2, SIDES), text(2)
+    branches = torch.ones(2, 2, 2)
+    with torch.no_grad():
+        prompted = model.prompt(prompts)
+        plain = model.hidden_states(prompted, given_input, SIDES)
+        assert torch.equal(model.hidden_states(prompted, given_input, SIDES, branches=branches), plain)
+        branches[:, :, 1] = 0  # for the second row
+        hidden = model.hidden_states(prompted, given_input, SIDES, branches=branches)
+        embedded = model.embed_codes(given_input, SIDES, 1)
+    assert torch.equal(hidden[0], plain[0])
+    assert torch.equal(hidden[1, 1:], embedded[1])
+
+
+def test_each_branch_of_each_block_counts_by_its_own_weight() -> None:
+    model, given_input, prompts = tiny_transformer(), random_input(1, SIDES), text(1)
+    results = []
+    with torch.no_grad():
+        for block, branch in ((0, 0), (0, 1), (1, 0), (1, 1)):
+            branches = torch.ones(2, 2, 1)
+            branches[block, branch] = 0
+            results.append(model(model.prompt(prompts), given_input, SIDES, branches=branches))
+            layer = model.blocks[block].feed_forward.leave if branch else model.blocks[block].self_attention.out  # type: ignore[union-attr]
+            hook = layer.register_forward_hook(lambda _module, _given, result: result * 0)
+            silenced = model(model.prompt(prompts), given_input, SIDES)
+            hook.remove()
+            torch.testing.assert_close(results[-1], silenced)
+    assert not any(torch.allclose(results[i], results[j]) for i in range(4) for j in range(i))
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_checkpointing_computes_blocks_twice_and_changes_no_gradient(variant: str) -> None:
+    model, given_input = tiny_transformer(**VARIANTS[variant]), random_input(2, SIDES)
+    runs = 0
+
+    def count(*_ignored: Any) -> None:
+        nonlocal runs
+        runs += 1
+
+    model.blocks[0].register_forward_pre_hook(count)
+    gradients = []
+    for on in (False, True):
+        model.set_checkpointing(on)
+        model.zero_grad()
+        model(prompted_rows(model, 2), given_input, SIDES).square().mean().backward()
+        gradients.append([parameter.grad for parameter in model.parameters()])
+    assert runs == 1 + 2
+    assert all(torch.equal(plain, again) for plain, again in zip(*gradients, strict=True))
+    with torch.no_grad():
+        model(prompted_rows(model, 2), given_input, SIDES)
+    assert runs == 4, "nothing is computed twice where nothing is learnt"
 
 
 def test_tokens_left_out_are_left_out_of_attention_too() -> None:

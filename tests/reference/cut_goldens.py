@@ -26,6 +26,7 @@ CUTS = {  # case: regular expression of the tensors that go
     "vqvae_share0": THROUGH_THE_NETWORK,
     "vqvae_share4_ten_scales": THROUGH_THE_NETWORK,
     "star_forward_rope": r"",  # none
+    "star_forward_token_drop": r"out/.*/logits",  # the loss is made of them
     "star_infer_256style": r"out/.*/img|out/(b2_.*|cfg4_per_sample)/raw/.*",  # guided logits are made of the raw ones
     "star_sampler_1024": r"out/img|out/step_raw/./[1-4]",  # those of step 0: of the ordinary head, which runs once
     "var_adaln": r"out/.*/(img|raw/.*|hidden/.*)",

@@ -15,6 +15,7 @@ from star_cli.generation import sampler, stable
 from star_cli.generation.options import SamplingOptions
 from star_cli.models.config import TransformerConfig
 from star_cli.models.schedule import ScaleSchedule
+from star_cli.training.stable import stable_loss
 from tests.reference.golden import (
     Golden,
     build_quantizer,
@@ -182,6 +183,8 @@ def test_training_of_the_head(variant: str) -> None:
     losses = F.cross_entropy(wider.flatten(0, 1), targets.flatten(), reduction="none").view_as(tokens)
     loss = losses.sum(1).mean() / schedule.length
     case.compare(f"train/{variant}/loss", loss[None], "loss")
+    ours = stable_loss(logits, tokens, visible, schedule.length, "published")
+    case.compare(f"train/{variant}/loss", ours[None], "loss")
     loss.backward()
     compare_gradients(case, f"train/{variant}/grad", model, layouts.STAR)
     case.finish(f"train/{variant}")

