@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -62,14 +62,16 @@ class ClipStageConfig(Config):
     """Captions in such a batch."""
     reading_weight: float = 1.0
     """Weight of the reading loss, see `reading.py`."""
+    batch_size: int = 128
+    """Pictures of a batch when they are not the generated scenes, which come in families."""
 
     def __post_init__(self) -> None:
         if self.text_width % self.text_heads or self.vision_width % 32:
             raise OptionError("text_width must be divisible by text_heads, vision_width by 32")
         if self.image_size % self.patch:
             raise OptionError(f"image_size {self.image_size} must be divisible by patch {self.patch}")
-        if self.families < 2 or self.variants < 0:
-            raise OptionError("a batch needs at least two families, and no fewer than zero variants")
+        if self.families < 2 or self.variants < 0 or self.batch_size < 2:
+            raise OptionError("a batch needs at least two families or pictures, and no fewer than zero variants")
 
     @property
     def open_clip_config(self) -> dict[str, Any]:
@@ -108,17 +110,20 @@ class ClipBatch:
     Args:
         images: (B, 3, H, W), -1..1; None in a batch of captions alone.
         tokens: captions, (B, T), int64.
-        labels: what their scenes show, (B, A), int64.
+        labels: what their scenes show, (B, A), int64; None for pictures that nobody described so.
+        skipped: names of pictures that could not be read and have others in their place.
     """
 
     images: Tensor | None
     tokens: Tensor
-    labels: Tensor
+    labels: Tensor | None
+    skipped: list[str] = field(default_factory=list)
 
     def to(self, device: torch.device | str) -> ClipBatch:
         """The same pairs on another device."""
         images = None if self.images is None else self.images.to(device)
-        return ClipBatch(images, self.tokens.to(device), self.labels.to(device))
+        labels = None if self.labels is None else self.labels.to(device)
+        return ClipBatch(images, self.tokens.to(device), labels, self.skipped)
 
 
 def build_clip(config: ClipStageConfig) -> nn.Module:
@@ -177,7 +182,7 @@ def clip_loss(
             found = (captions.float() @ images.float().T).argmax(dim=1)
             accuracy = (found == torch.arange(len(found), device=found.device)).float().mean()
         metrics |= {"accuracy": accuracy.item(), "gain": gain.item()}
-    if reader is not None:
+    if reader is not None and batch.labels is not None:
         reading_loss, read = reader(features, batch.labels)
         loss, metrics["read"] = loss + reading_weight * reading_loss, read.item()
     return loss, metrics

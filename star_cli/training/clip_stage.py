@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-from torch import Tensor
+import random
 
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from star_cli.data.order import RowOrder
+from star_cli.data.reader import read_rows
+from star_cli.data.source import CaptionedImages, Crop
+from star_cli.models.text_open_clip import load_tokenizer
 from star_cli.training.clip import ClipBatch, ClipStageConfig, build_clip, clip_batch, clip_loss
 from star_cli.training.loop import BatchSource, Stage
 from star_cli.training.reading import Reader
 
 
-class CaptionedSource(BatchSource):
-    """Batches of images and captions."""
+class ShapeFamilies(BatchSource):
+    """Batches of generated scenes with hard negatives, and of captions alone for the reading loss."""
 
     def __init__(self, config: ClipStageConfig, seed: int):
         self.config, self.seed = config, seed
@@ -20,18 +27,57 @@ class CaptionedSource(BatchSource):
         return clip_batch(self.config, step, self.seed)
 
 
+class PicturePairs(BatchSource):
+    """Batches of any pictures, each with one of its captions, for the contrastive loss alone.
+
+    Args:
+        pictures: where they come from.
+        config: `batch_size` pairs of `image_size` pixels.
+        crop: where squares are taken.
+        seed: decides order, crops and choice of captions.
+    """
+
+    def __init__(self, pictures: CaptionedImages, config: ClipStageConfig, crop: Crop, seed: int):
+        self.pictures, self.config, self.seed = pictures, config, seed
+        self.crop: Crop = crop
+        self.order = RowOrder(len(pictures), seed)
+
+    def batch(self, step: int) -> ClipBatch:
+        """The batch of one step."""
+        rows = self.order.rows(step, self.config.batch_size)
+        rng = random.Random(f"clip {self.seed} {step}")
+        read = read_rows(self.pictures, rows, self.config.image_size, self.crop, rng)
+        tokens = load_tokenizer(self.config.max_tokens)(read.captions)
+        return ClipBatch(read.pixels, tokens, None, [bad.name for bad in read.skipped])
+
+
 class ClipStage(Stage):
-    """Image tower and text tower; only the latter is shipped."""
+    """Image tower and text tower; only the latter is shipped.
+
+    Args:
+        config: both towers, and the batches.
+        seed: decides all that is random in a batch.
+        pictures: what to learn from; None: generated scenes, whose attributes a reader learns to tell as well.
+        crop: where squares are taken from `pictures`.
+    """
 
     name = "clip"
+    shards = False  # each caption is told from all images of the batch
 
-    def __init__(self, config: ClipStageConfig, seed: int):
+    def __init__(
+        self, config: ClipStageConfig, seed: int, pictures: CaptionedImages | None = None, crop: Crop = "random"
+    ):
         super().__init__()
-        self.source = CaptionedSource(config, seed)
+        self.config = config
+        self.source: BatchSource = (
+            ShapeFamilies(config, seed) if pictures is None else PicturePairs(pictures, config, crop, seed)
+        )
         self.clip = build_clip(config)
-        self.reader = Reader(config.embed_width)
+        self.reader = Reader(config.embed_width) if pictures is None else None
         self.reading_weight = config.reading_weight
 
     def loss(self, batch: ClipBatch, step: int) -> tuple[Tensor, dict[str, float]]:
         """The contrastive loss and the reading loss."""
-        return clip_loss(self.clip, batch, self.reader, self.reading_weight)
+        # captions are short: on a CPU the fused kernel's backward costs more than it saves
+        with sdpa_kernel(SDPBackend.MATH):
+            return clip_loss(self.clip, batch, self.reader, self.reading_weight)

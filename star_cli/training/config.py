@@ -10,6 +10,8 @@ from typing import Any, Literal
 from star_cli.errors import OptionError
 from star_cli.models.config import Config
 
+TRACKERS = ("tensorboard", "wandb")
+
 
 @dataclass(frozen=True, kw_only=True)
 class LoopConfig(Config):
@@ -37,16 +39,54 @@ class LoopConfig(Config):
     """Largest norm of all gradients together."""
     ema_decay: float = 0.0
     """Decay of the moving average of the weights, which is then what the stage gives; 0 keeps none."""
-    precision: Literal["float32", "bfloat16"] = "bfloat16"
-    """Precision of matrix products and convolutions in training (autocast)."""
+    precision: Literal["float32", "bfloat16", "float16"] = "bfloat16"
+    """Precision of matrix products and convolutions in training (autocast); float16 scales the loss as it goes."""
+    accumulate: int = 1
+    """Parts of a batch that go through the model one after the other: the batch's gradient in a part's memory."""
+    checkpointing: bool = False
+    """Compute activations again in the backward pass instead of keeping them: less memory, steps a third longer."""
+    compile: bool = False
+    """Compile the blocks with `torch.compile`."""
+    max_skipped: int = 25
+    """Steps in a row without finite loss and gradients after which the run gives up; 0: never."""
+
+    device: str = "auto"
+    """Where to train: "cuda", "mps", "cpu", or "auto" for the fastest that is there."""
+    parallel: Literal["ddp", "fsdp"] = "ddp"
+    """Several processes: each holds all weights (DDP), or a share of weights, gradients and optimiser (FSDP2)."""
+    workers: int = 1
+    """Processes that make the next batches meanwhile; 0 makes them between the steps."""
+
     save_every: int = 250
     """Steps between checkpoints."""
+    keep_last: int = 2
+    """Newest checkpoints that are kept: should the newest be damaged, a run goes on from the one before."""
+    keep_best: str = ""
+    """Metric whose smallest mean between two checkpoints marks one more to keep; "-psnr": the largest. "": none."""
     preview_every: int = 0
     """Steps between preview pictures; 0 draws none."""
+    evaluate_every: int = 0
+    """Steps between evaluations on held-out data; 0 makes none."""
+    log_every: int = 10
+    """Steps between lines of metrics.jsonl and points of the trackers."""
+    track: tuple[str, ...] = ()
+    """Trackers beside metrics.jsonl: "tensorboard", "wandb"."""
+
+    lora_rank: int = 0
+    """Rank of low-rank adapters that alone are trained, and merged at the end; 0 trains all weights."""
+    lora_alpha: float = 16.0
+    """Gain of the adapters is this divided by their rank (Hu et al. 2021, section 4.1)."""
 
     def __post_init__(self) -> None:
-        if self.steps < 1 or self.save_every < 1:
-            raise OptionError("steps and save_every must be at least 1")
+        self._check_choices()
+        for name in ("steps", "save_every", "accumulate", "keep_last", "log_every"):
+            if getattr(self, name) < 1:
+                raise OptionError(f"{name} must be at least 1, not {getattr(self, name)}")
+        for name in ("workers", "max_skipped", "preview_every", "evaluate_every", "warmup_steps", "lora_rank"):
+            if getattr(self, name) < 0:
+                raise OptionError(f"{name} must be at least 0, not {getattr(self, name)}")
+        if unknown := sorted(set(self.track) - set(TRACKERS)):
+            raise OptionError(f"no tracker {', '.join(unknown)}", f"known: {', '.join(TRACKERS)}")
         if not self.learning_rate > 0:
             raise OptionError(f"learning_rate must be positive, not {self.learning_rate}")
         if not self.matrix_learning_rate >= 0:

@@ -12,8 +12,10 @@ import star_cli
 from star_cli.checkpoints.folder import ModelFolder
 from star_cli.checkpoints.writing import write_model_folder
 from star_cli.models.transformer import StarTransformer
-from star_cli.training.recipe import Made, Recipe
+from star_cli.training.making import Made
+from star_cli.training.recipe import Recipe
 
+_DATA = {"shapes": "scenes drawn by star_cli.data.shapes"}
 CARD = Path(__file__).parent / "recipes"
 
 
@@ -21,7 +23,7 @@ def export_model(made: Made, out: Path, recipe_name: str) -> ModelFolder:
     """Write the model folder, whole or not at all.
 
     Args:
-        made: what `make_model` gave.
+        made: what `Maker.made` gave.
         out: the folder.
         recipe_name: what the documented command calls the recipe.
     Raises:
@@ -31,7 +33,8 @@ def export_model(made: Made, out: Path, recipe_name: str) -> ModelFolder:
     provenance = {
         "recipe": recipe_name,
         "seed": recipe.seed,
-        "data": "scenes drawn by star_cli.data.shapes",
+        "data": _DATA.get(recipe.data.source.partition(":")[0], recipe.data.source),
+        "source": recipe.data.source,
         "seconds": {name: round(value) for name, value in made.seconds.items()},
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads",
         "star_version": star_cli.__version__,
@@ -63,7 +66,7 @@ def _model_card(recipe: Recipe, transformer: StarTransformer, recipe_name: str) 
     sizes = " and ".join(f"{resolution}" for resolution in recipe.schedules)
     return (
         f"# {recipe.name}\n\n"
-        f"A scale-wise text-to-image model for {sizes} pixels, trained by star-cli from generated scenes.\n\n"
+        f"A scale-wise text-to-image model for {sizes} pixels, trained by star-cli on {recipe.data.source}.\n\n"
         f"- transformer: {parameters / 1e6:.1f} M parameters, depth {transformer.config.depth}\n"
         f"- licence: {recipe.licence}\n- how it was made: `provenance` in config.json\n"
     )

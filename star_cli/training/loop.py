@@ -1,4 +1,4 @@
-"""The loop every stage shares: batch, forward, loss, backward, step, average, save.
+"""The loop every stage shares: batch, forward, loss, backward, step, average, log, save.
 
 Everything random in a batch is a function of the recipe's seed and the step, so a resumed run sees the batches it would
 have seen.
@@ -6,55 +6,31 @@ have seen.
 
 from __future__ import annotations
 
-import math
-import os
-import time
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.data import DataLoader, Dataset
 
 from star_cli.errors import TrainingError
+from star_cli.training import lora
+from star_cli.training.batches import count_rows, load_batches, shard, to_device
+from star_cli.training.checkpoint import OnNote, list_checkpoints, read_step, remove_unfinished
 from star_cli.training.config import LoopConfig
+from star_cli.training.distributed import gradients_later, is_sharded, put_together, same_everywhere, whole
+from star_cli.training.memory import explain_out_of_memory, is_out_of_memory
+from star_cli.training.optimizers import learning_rate_at, opponent_parameters, set_rates
+from star_cli.training.run_state import RunState, random_state, set_random_state
+from star_cli.training.signals import StopRequest, stop_on_signal
+from star_cli.training.stage import BatchSource, Stage
+from star_cli.training.throughput import Figures, Meter
+from star_cli.training.trackers import Means, Tracker, open_trackers
 
-CHECKPOINT = "checkpoint.pt"
-LARGEST_UNFUSED = 128
-
-
-class BatchSource(ABC):
-    """Makes the batch of any step, the same one every time. Runs in a worker process, so it must be picklable."""
-
-    @abstractmethod
-    def batch(self, step: int) -> Any:
-        """The batch of one step."""
-
-
-class Stage(nn.Module, ABC):
-    """What is trained, on what, by which loss. Its parameters and buffers are what a checkpoint holds."""
-
-    name: str
-    source: BatchSource
-
-    @abstractmethod
-    def loss(self, batch: Any, step: int) -> tuple[Tensor, dict[str, float]]:
-        """The loss of one batch, and figures worth showing. Called under autocast."""
-
-    def hidden_matrices(self) -> list[nn.Parameter]:
-        """Matrices from features to features, which Muon may learn: not embeddings, not the head."""
-        return []
-
-    def tokens_attending(self, batch: Any) -> int:
-        """Tokens of one image that look at each other; the loop chooses the attention kernel by it."""
-        return 0
-
-    def preview(self, path: Path) -> None:
-        """Draw what the stage can do so far, as a PNG."""
+__all__ = ["BatchSource", "OnProgress", "Progress", "Stage", "TrainingRun", "is_finished", "train_stage"]
 
 
 @dataclass(frozen=True)
@@ -67,226 +43,271 @@ class Progress:
     metrics: dict[str, float]
     seconds: float
     """Time spent on this stage so far, earlier sessions included."""
+    figures: Figures = field(default_factory=Figures)
 
 
 OnProgress = Callable[[Progress], None]
 
 
-class _Batches(Dataset[Any]):
-    """A source as a map-style dataset of steps, for DataLoader's worker."""
-
-    def __init__(self, source: BatchSource, steps: int):
-        self.source, self.steps = source, steps
-
-    def __len__(self) -> int:
-        return self.steps
-
-    def __getitem__(self, step: int) -> Any:
-        return self.source.batch(step)
-
-
-def learning_rate_at(step: int, config: LoopConfig) -> float:
-    """Warm-up, then decay."""
-    if step < config.warmup_steps:
-        return config.learning_rate * (step + 1) / config.warmup_steps
-    if config.decay == "none":
-        return config.learning_rate
-    done = (step - config.warmup_steps) / max(config.steps - config.warmup_steps, 1)
-    left = 0.5 * (1 + math.cos(math.pi * done)) if config.decay == "cosine" else 1 - done
-    return config.learning_rate * (config.final_rate + (1 - config.final_rate) * left)
-
-
-def _attention_kernel(tokens: int) -> SDPBackend:
-    """The faster kernel on a CPU. Fused attention has a slow backward, which pays off only where scores outgrow caches.
-
-    Measured in bfloat16 on whole steps, forward and backward: with 85 tokens (batch 32) the fused kernel takes 1.5
-    times as long, with 341 (batch 16) two thirds, with 1,365 half.
-    """
-    return SDPBackend.MATH if tokens <= LARGEST_UNFUSED else SDPBackend.FLASH_ATTENTION
-
-
-def make_optimizers(stage: Stage, config: LoopConfig) -> list[torch.optim.Optimizer]:
-    """AdamW, and before it Muon where the configuration gives the hidden matrices a rate of their own.
-
-    AdamW decays matrices and convolutions, not gains, biases and single vectors. Muon (Jordan et al. 2024) makes each
-    step of a matrix nearly orthogonal, scaled to the rms of an AdamW step (Liu et al. 2025, section 2.2).
-    """
-    hidden = stage.hidden_matrices() if config.matrix_learning_rate else []
-    taken = {id(parameter) for parameter in hidden}
-    rest = [parameter for parameter in stage.parameters() if parameter.requires_grad and id(parameter) not in taken]
-    groups = [
-        {"params": [p for p in rest if p.ndim > 1], "weight_decay": config.weight_decay},
-        {"params": [p for p in rest if p.ndim <= 1], "weight_decay": 0.0},
-    ]
-    adamw = torch.optim.AdamW(groups, lr=config.learning_rate, betas=(config.beta1, config.beta2))
-    if not hidden:
-        return [adamw]
-    rate, decay = config.matrix_learning_rate, config.weight_decay
-    return [torch.optim.Muon(hidden, lr=rate, weight_decay=decay, adjust_lr_fn="match_rms_adamw"), adamw]
-
-
-class TrainingRun:
-    """One stage in training: its optimiser, moving average, position, and their checkpoint."""
-
-    def __init__(self, stage: Stage, config: LoopConfig, folder: Path):
-        self.stage, self.config, self.folder = stage, config, folder
-        self.optimizers = make_optimizers(stage, config)
-        self.step = 0
-        self.seconds = 0.0
-        self.skipped = 0
-        self.average: dict[str, Tensor] = {}
-        if config.ema_decay:
-            self.average = {key: value.detach().clone() for key, value in stage.named_parameters()}
-
-    # -- checkpoint -------------------------------------------------------------------------------------------------
-
-    def save(self) -> None:
-        """Write the whole state, or leave the previous checkpoint as it was."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        state = {
-            "stage": self.stage.state_dict(),
-            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
-            "average": self.average,
-            "step": self.step,
-            "seconds": self.seconds,
-            "skipped": self.skipped,
-            "rng": torch.get_rng_state(),
-        }
-        temporary = self.folder / f"{CHECKPOINT}.{os.getpid()}.tmp"
-        try:
-            with temporary.open("wb") as file:
-                torch.save(state, file)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(self.folder / CHECKPOINT)
-        except OSError as error:
-            raise TrainingError(
-                f"cannot save {self.folder / CHECKPOINT}: {error.strerror}", "free some space"
-            ) from error
-        finally:
-            temporary.unlink(missing_ok=True)
-
-    def resume(self) -> bool:
-        """Go on from the folder's checkpoint; False when there is none.
-
-        Raises:
-            TrainingError: the checkpoint belongs to another architecture.
-        """
-        path = self.folder / CHECKPOINT
-        if not path.exists():
-            return False
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        try:
-            self.stage.load_state_dict(state["stage"], strict=True)
-            for optimizer, values in zip(self.optimizers, state["optimizers"], strict=True):
-                optimizer.load_state_dict(values)
-        except (RuntimeError, ValueError, KeyError) as error:
-            raise TrainingError(
-                f"{path} belongs to another configuration: {error}", "use another --run folder, or delete this one"
-            ) from error
-        self.average = state["average"]
-        self.step, self.seconds, self.skipped = state["step"], state["seconds"], state["skipped"]
-        torch.set_rng_state(state["rng"])
-        return True
-
-    # -- training ---------------------------------------------------------------------------------------------------
+class TrainingRun(RunState):
+    """One stage in training."""
 
     def train(self, on_progress: OnProgress | None = None) -> None:
-        """Run to the last step, saving on the way."""
-        self.stage.train()
-        began = time.monotonic() - self.seconds
-        for batch in self._batches():
-            metrics = self._one_step(batch)
-            self.step += 1
-            self.seconds = time.monotonic() - began
-            if on_progress is not None:
-                on_progress(Progress(self.stage.name, self.step, self.config.steps, metrics, self.seconds))
-            if self.config.preview_every and self.step % self.config.preview_every == 0:
-                self.preview()
-            if self.step % self.config.save_every == 0 or self.step == self.config.steps:
-                self.save()
+        """Run to the last step, saving on the way; when asked to stop, finish the step, save, and stop.
+
+        Raises:
+            TrainingError: no finite step for too long, out of memory, or a checkpoint cannot be written.
+        """
+        self.engine.train()
+        is_main = self.processes.is_main
+        trackers: list[Tracker] = []
+        if is_main:
+            remove_unfinished(self.folder)
+            trackers = open_trackers(self.config.track, self.folder, self.stage.name, self.step, self.settings)
+        try:
+            with stop_on_signal() as stop:
+                self._steps(on_progress if is_main else None, trackers, stop)
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            raise TrainingError(
+                f"a process that makes batches is gone: {error}",
+                "when memory ran out, set loop.workers = 0, which makes batches in the training process",
+            ) from error
+        finally:
+            for tracker in trackers:
+                tracker.close()
         self.finish()
 
-    def _batches(self) -> Iterator[Any]:
-        # one worker draws the next batches while this process trains; its torch uses a single thread
-        loader = DataLoader(
-            _Batches(self.stage.source, self.config.steps),
-            batch_size=None,
-            sampler=range(self.step, self.config.steps),
-            num_workers=1,
-            generator=torch.Generator(),  # else it takes its seed from the global one, and a resumed run would differ
-        )
-        return iter(loader)
+    def _steps(self, on_progress: OnProgress | None, trackers: Sequence[Tracker], stop: StopRequest) -> None:
+        config, processes = self.config, self.processes
+        rank, world = (processes.rank, processes.world) if self.stage.shards else (0, 1)
+        meter, since_log = Meter(processes.device, config.precision), Means()
+        seconds_before = self.seconds
+        for batch, rows in load_batches(self.stage.source, self.step, config.steps, config.workers, rank, world):
+            batch = to_device(batch, processes.device)
+            with meter.working():
+                metrics = self._guarded_step(batch, rows, stop)
+            self.step += 1
+            if config.evaluate_every and self.step % config.evaluate_every == 0:
+                metrics |= self.evaluate()
+            tokens = self.stage.tokens(batch) * rows / count_rows(batch)
+            meter.step(rows, tokens, self.stage.flops(batch))
+            self.seconds = seconds_before + meter.seconds
+            self.since_save.add(metrics)
+            since_log.add(metrics)
+            figures = meter.figures(config.steps - self.step)
+            if on_progress is not None:
+                on_progress(Progress(self.stage.name, self.step, config.steps, metrics, self.seconds, figures))
+            if self.step % config.log_every == 0 or self.step == config.steps:
+                _log(trackers, self.step, since_log.take(), figures, self.seconds)
+            if config.preview_every and self.step % config.preview_every == 0:
+                self.preview()
+            if self.step % config.save_every == 0 or self.step == config.steps or stop:
+                self.save()
+            if stop:
+                return
 
-    def _one_step(self, batch: Any) -> dict[str, float]:
+    def _guarded_step(self, batch: Any, rows: int, stop: StopRequest) -> dict[str, float]:
+        """A step; running out of memory is put into words once the step's own memory is free."""
+        try:
+            return self._one_step(batch, rows, stop)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+        shares = self.processes.world if is_sharded(self.engine) else 1
+        raise explain_out_of_memory(
+            self.model, self.config, self.optimizers, batch, self.step, self.processes.device, shares
+        )
+
+    def _one_step(self, batch: Any, rows: int, stop: StopRequest) -> dict[str, float]:
         rate = learning_rate_at(self.step, self.config)
-        self._set_rates(rate / self.config.learning_rate)
-        with (
-            sdpa_kernel(_attention_kernel(self.stage.tokens_attending(batch))),
-            torch.autocast("cpu", torch.bfloat16, enabled=self.config.precision == "bfloat16"),
-        ):
-            loss, metrics = self.stage.loss(batch, self.step)
-        self.stage.zero_grad(set_to_none=True)
-        loss.backward()
-        norm = nn.utils.clip_grad_norm_(self.stage.parameters(), self.config.clip_norm)
-        if torch.isfinite(norm):
-            for optimizer in self.optimizers:
-                optimizer.step()
-            self._update_average()
+        set_rates(self.optimizers, rate / self.config.learning_rate)
+        self.engine.zero_grad(set_to_none=True)
+        loss, metrics = self._gradients(batch, rows)
+        loss, metrics = self._agree(loss, metrics, stop)
+        norm = self._update(loss)
+        told = {name: float(value) for name, value in metrics.items()}
+        return {"loss": loss.item(), **told, "rate": rate, "norm": norm.item(), "skipped": float(self.skipped)}
+
+    def _gradients(self, batch: Any, rows: int) -> tuple[Tensor, dict[str, Any]]:
+        """Forward and backward, part by part: the loss and metrics of this process's rows, gradients of all.
+
+        Args:
+            batch: this process's rows.
+            rows: of the whole batch; parts weigh as much as they hold of it.
+        """
+        config, device = self.config, self.processes.device
+        parts = config.accumulate
+        shares = self.processes.world if self.stage.shards else 1
+        dtype = getattr(torch, config.precision)
+        loss, metrics = torch.zeros((), device=device), Means()
+        for index in range(parts):
+            part = shard(batch, index, parts)
+            weight = count_rows(part) * shares / rows
+            with (
+                gradients_later(self.engine, index < parts - 1),
+                torch.autocast(device.type, dtype, enabled=config.precision != "float32"),
+            ):
+                part_loss, part_metrics = self.engine(part, self.step)
+                if weight != 1:
+                    part_loss = part_loss * weight
+            self.scaler.scale(part_loss).backward()
+            loss = loss + part_loss.detach()
+            metrics.add(part_metrics)
+        return loss, metrics.take()
+
+    def _agree(self, loss: Tensor, metrics: dict[str, Any], stop: StopRequest) -> tuple[Tensor, dict[str, Any]]:
+        """Means over processes; when one was asked to stop, all stop after this step."""
+        if self.processes.world == 1:
+            return loss, metrics
+        values = [float(bool(stop)), float(loss), *(float(value) for value in metrics.values())]
+        asked, mean, *means = self.processes.mean(torch.tensor(values, device=self.processes.device)).unbind()
+        if asked > 0 and not stop:
+            stop.number = signal.SIGTERM
+        return mean, dict(zip(metrics, means, strict=True))
+
+    def _update(self, loss: Tensor) -> Tensor:
+        """Clip and step, or skip what is not finite; gives the gradients' norm, without the opponent's.
+
+        Raises:
+            TrainingError: too many steps in a row had to be skipped.
+        """
+        moving = [optimizer for optimizer in self.optimizers if _has_gradients(optimizer)]
+        for optimizer in moving:
+            self.scaler.unscale_(optimizer)
+        norm, against = self._clip()
+        is_finite = bool(torch.isfinite(norm) & torch.isfinite(against) & torch.isfinite(loss))
+        if is_finite:
+            for optimizer in moving:
+                self.scaler.step(optimizer)
+        self.model.after_step(self.step)
+        if is_finite:
+            self.average.update(self.step)
+            self.skipped_in_row = 0
         else:
             self.skipped += 1
-        return {"loss": loss.item(), **metrics, "rate": rate, "norm": norm.item(), "skipped": float(self.skipped)}
+            self.skipped_in_row += 1
+        self.scaler.update()
+        if 0 < self.config.max_skipped <= self.skipped_in_row:
+            raise self._not_finite(loss)
+        return norm
 
-    def _set_rates(self, share: float) -> None:
-        """Every optimiser at this share of its own full rate."""
-        for optimizer in self.optimizers:
-            is_muon = isinstance(optimizer, torch.optim.Muon)
-            full = self.config.matrix_learning_rate if is_muon else self.config.learning_rate
-            for group in optimizer.param_groups:
-                group["lr"] = share * full
+    def _clip(self) -> tuple[Tensor, Tensor]:
+        """Clip each side's gradients; gives their norms, the opponent's second."""
+        against = opponent_parameters(self.model)
+        taken = {id(parameter) for parameter in against}
+        own = [parameter for parameter in self.engine.parameters() if id(parameter) not in taken]
+        norm, other = (put_together(nn.utils.clip_grad_norm_(each, self.config.clip_norm)) for each in (own, against))
+        return norm, other.to(norm.device)
 
-    @torch.no_grad()
-    def _update_average(self) -> None:
-        if not self.average:
-            return
-        decay = min(self.config.ema_decay, (1 + self.step) / (10 + self.step))  # follows fast while little is known
-        for key, value in self.stage.named_parameters():
-            self.average[key].lerp_(value, 1 - decay)
+    def _not_finite(self, loss: Tensor) -> TrainingError:
+        what = "gradients" if bool(torch.isfinite(loss)) else "loss"
+        ways = f"lower loop.learning_rate (now {self.config.learning_rate:g})"
+        if self.config.matrix_learning_rate:
+            ways += f" and loop.matrix_learning_rate (now {self.config.matrix_learning_rate:g})"
+        if self.config.precision != "float32":
+            ways += f', or set loop.precision = "float32" (now "{self.config.precision}")'
+        return TrainingError(
+            f"the {what} of {self.skipped_in_row} steps in a row, up to step {self.step + 1}, were not finite numbers",
+            f"{ways}; the last checkpoint is of before or while this began",
+        )
+
+    # -- what a stage gives -----------------------------------------------------------------------------------------
 
     def preview(self) -> None:
-        """Draw a preview with the averaged weights."""
-        current = {key: value.detach().clone() for key, value in self.stage.named_parameters()} if self.average else {}
-        rng = torch.get_rng_state()
-        self._put(self.average)
-        self.stage.eval()
+        """Draw a preview with the averaged weights. All processes call this together."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.stage.preview(self.folder / f"preview-{self.step:06d}.png")
-        self.stage.train()
-        self._put(current)
-        torch.set_rng_state(rng)
+        with self._as_it_will_be() as stage:
+            if stage is not None:
+                stage.preview(self.folder / f"preview-{self.step:06d}.png")
+
+    def evaluate(self) -> dict[str, float]:
+        """Judge the averaged weights by held-out data. All processes call this together, and get the same figures."""
+        with self._as_it_will_be() as stage:
+            figures = stage.evaluate() if stage is not None else {}
+        return dict(self.processes.gather(figures)[0])
+
+    @contextmanager
+    def _as_it_will_be(self) -> Iterator[Stage | None]:
+        """The stage with averaged weights, in evaluation mode, in the first process; None in the others.
+
+        Afterwards all is as it was, random numbers too.
+        """
+        rng = random_state()
+        if is_sharded(self.engine):
+            self._take_weights()
+            if self.processes.is_main:
+                self.stage.to_device(self.processes.device)
+            yield self.stage.eval() if self.processes.is_main else None
+            self.stage.to("cpu")
+        elif self.processes.is_main:
+            with self.average.in_place():
+                yield self.model.eval()
+            self.model.train()
+        else:
+            yield None
+        set_random_state(rng)
 
     def finish(self) -> None:
-        """Leave the stage as later stages use it: averaged weights, evaluation mode, no gradients."""
-        self._put(self.average)
+        """Leave the stage as later stages use it: averaged weights, evaluation mode, no gradients, on the CPU."""
+        if is_sharded(self.engine):
+            self._take_weights()
+        else:
+            self.average.put()
+            same_everywhere(self.model)
+        if self.config.lora_rank:
+            lora.merge_adapters(self.stage)
         self.stage.eval().requires_grad_(False)
+        self.stage.to_device("cpu")
 
-    @torch.no_grad()
-    def _put(self, values: dict[str, Tensor]) -> None:
-        parameters = dict(self.stage.named_parameters())
-        for key, value in values.items():
-            parameters[key].copy_(value)
+    def _take_weights(self) -> None:
+        """Put the shares together in the stage outside; averages where there are any."""
+        self.stage.load_state_dict(whole({**self.model.state_dict(), **self.average.values}))
+
+
+def _has_gradients(optimizer: torch.optim.Optimizer) -> bool:
+    """Has the backward pass reached anything it moves? A discriminator begins late."""
+    return any(parameter.grad is not None for group in optimizer.param_groups for parameter in group["params"])
+
+
+def _log(trackers: Sequence[Tracker], step: int, metrics: dict[str, float], figures: Figures, seconds: float) -> None:
+    speed = {name: value for name, value in asdict(figures).items() if value is not None}
+    for tracker in trackers:
+        tracker.log(step, {**metrics, **speed, "seconds": seconds})
 
 
 def is_finished(folder: Path, config: LoopConfig) -> bool:
-    """Whether a stage's checkpoint there is that of its last step."""
-    path = folder / CHECKPOINT
-    return path.exists() and torch.load(path, map_location="cpu", weights_only=True, mmap=True)["step"] >= config.steps
+    """Whether a stage's newest checkpoint that can be read is that of its last step."""
+    for path in list_checkpoints(folder):
+        try:
+            return read_step(path) >= config.steps
+        except TrainingError:
+            continue
+    return False
 
 
-def train_stage(stage: Stage, config: LoopConfig, folder: Path, on_progress: OnProgress | None = None) -> float:
-    """Train a stage, or take it from its finished checkpoint; gives the seconds it took in all sessions together."""
-    run = TrainingRun(stage, config, folder)
-    run.resume()
+def train_stage(
+    stage: Stage,
+    config: LoopConfig,
+    folder: Path,
+    on_progress: OnProgress | None = None,
+    *,
+    resume: str | Path = "auto",
+    on_note: OnNote | None = None,
+) -> float:
+    """Train a stage, or take it from its finished checkpoint; gives the seconds it took in all sessions together.
+
+    Args:
+        stage: what to train; has the averaged weights afterwards.
+        config: of the loop.
+        folder: for checkpoints, metrics and previews.
+        on_progress: called after each step, in the first of several processes.
+        resume: "auto", "never", or where the checkpoint is, see `RunState.resume`.
+        on_note: told what the user should know though the work goes on: settings that changed, a damaged checkpoint.
+    """
+    run = TrainingRun(stage, config, folder, on_note)
+    run.resume(resume)
     if run.step < config.steps:
         run.train(on_progress)
     else:

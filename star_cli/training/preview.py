@@ -1,12 +1,43 @@
-"""Contact sheets of tensors, for looking at a run."""
+"""Pictures for looking at a run: drawn from prompts, laid out as contact sheets."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from PIL import Image
 from torch import Tensor
+
+from star_cli.generation.options import SamplingOptions
+from star_cli.generation.randomness import random_generators
+from star_cli.generation.sampler import draw
+from star_cli.models.schedule import ScaleSchedule
+from star_cli.models.text import TextEncoder
+from star_cli.models.transformer import StarTransformer
+from star_cli.models.vqvae import MultiScaleVQVAE
+
+
+@torch.no_grad()
+def draw_images(
+    transformer: StarTransformer,
+    vqvae: MultiScaleVQVAE,
+    text_encoder: TextEncoder,
+    prompts: Sequence[str],
+    schedule: ScaleSchedule,
+    options: SamplingOptions,
+) -> Tensor:
+    """Images of some prompts, (n, 3, H, W), -1..1, seed 0."""
+    drawn = draw(
+        transformer,
+        vqvae.quantizer,
+        text_encoder.encode(prompts),
+        text_encoder.encode([""] * len(prompts)),
+        schedule,
+        options,
+        random_generators([0] * len(prompts)),
+    )
+    return vqvae.decode(drawn.f_hat)
 
 
 def save_grid(images: Tensor, path: Path, columns: int) -> None:

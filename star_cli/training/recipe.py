@@ -1,31 +1,64 @@
-"""A recipe: one file from which a whole model is made, stage after stage, and stored as a model folder."""
+"""A recipe: one file that says all that decides a model, section by section."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-import torch
-
-from star_cli.data.tokens import scene_tokens
 from star_cli.errors import OptionError
 from star_cli.generation.options import SamplingOptions
-from star_cli.models.config import Config, TextEncoderConfig, TransformerConfig, VQVAEConfig
+from star_cli.models.config import Config, TransformerConfig, VQVAEConfig
 from star_cli.models.schedule import ScaleSchedule
-from star_cli.models.text import TextEncoder, load_text_encoder
-from star_cli.models.transformer import StarTransformer
-from star_cli.models.vqvae import MultiScaleVQVAE
-from star_cli.training.clip import ClipStageConfig, save_text_encoder
-from star_cli.training.clip_stage import ClipStage
+from star_cli.models.upscale import LevelRule
+from star_cli.training.clip import ClipStageConfig
 from star_cli.training.config import LoopConfig, read_toml
-from star_cli.training.loop import OnProgress, is_finished, train_stage
-from star_cli.training.star import Portion, StarStage, StarStageConfig, TokenSource, copy_levels
-from star_cli.training.vqvae import VQVAEStage, VQVAEStageConfig
+from star_cli.training.fields import to_toml, with_changes
+from star_cli.training.stable import StableStageConfig
+from star_cli.training.star import StarStageConfig
+from star_cli.training.star_batches import Portion
+from star_cli.training.vqvae_batches import check_crops
+from star_cli.training.vqvae_config import VQVAEStageConfig
 
 STORED = ("float32", "bfloat16", "float16")
 RECIPES = Path(__file__).parent / "recipes"
+STAGES = ("clip", "vqvae", "star", "finetune", "stable")
+"""Sections that train something, in this order."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig(Config):
+    """What all stages learn from."""
+
+    source: str = "shapes"
+    """Built-in scenes ("shapes"), a folder, tar shards or a dataset of the hub; see `star data check`."""
+    crop: Literal["centre", "random"] = "random"
+    """Where a square is cut from a longer picture. Generated scenes are square."""
+    cache: str = ""
+    """Folder made by `star data tokens`, which stage 2 and the finetune then learn from; empty: from pixels."""
+
+    def __post_init__(self) -> None:
+        self._check_choices()
+        if not self.source:
+            raise OptionError("data.source must say what to learn from")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipRecipe(Config):
+    """Stage 0."""
+
+    stage: ClipStageConfig
+    loop: LoopConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class VQVAERecipe(Config):
+    """Stage 1."""
+
+    model: VQVAEConfig
+    stage: VQVAEStageConfig
+    loop: LoopConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,34 +68,159 @@ class StarRecipe(Config):
     stage: StarStageConfig
     loop: LoopConfig
     portions: tuple[Portion, ...]
+    levels_from: int = 0
+    """Resolution whose level rows the new resolutions of a finetune begin from; 0: the smallest that is trained."""
+    levels_by: LevelRule = "nearest_side"
+    """Which of those rows a scale takes: that of the nearest side ("nearest_side"), of the nearest share of the last
+    side ("nearest_normalised"), or of the same index, further ones anew ("published")."""
+
+    def __post_init__(self) -> None:
+        self._check_choices()
+
+
+@dataclass(frozen=True, kw_only=True)
+class StableRecipe(Config):
+    """The head for stable sampling, on a finished transformer (STAR, causal-driven stable sampling)."""
+
+    stage: StableStageConfig
+    loop: LoopConfig
+    portions: tuple[Portion, ...]
+    first_scale: int
+    """First scale that the head draws, counted from 0, at each resolution."""
+    blocks: int = 3
+    """Blocks of the head."""
+    version: Literal["1024", "new"] = "new"
+    """How it is used: `TransformerConfig.stable_version`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe(Config):
-    """All that decides a shipped model."""
+    """All that decides a model. A stage that is None is not trained: its part comes from `base`."""
 
     name: str
     """Name of the model."""
-    seed: int
+    seed: int = 0
     """Everything random follows from it."""
-    licence: str
+    licence: str = "unknown"
     """Licence of the weights."""
     default_resolution: int
     """Resolution drawn when none is asked for."""
-    store: str
+    store: Literal["float32", "bfloat16", "float16"] = "float32"
     """Dtype of the stored tensors."""
-    schedules: dict[int, ScaleSchedule]
+    base: str = ""
+    """Model (name or folder) that gives the parts which no section trains."""
+    schedules: Mapping[int, ScaleSchedule]
     """Scale schedule of each resolution, smallest first."""
+    data: DataConfig
     sampling: SamplingOptions
     """Defaults of the draw."""
-    clip: ClipStageConfig
-    clip_loop: LoopConfig
-    vqvae_model: VQVAEConfig
-    vqvae: VQVAEStageConfig
-    vqvae_loop: LoopConfig
-    transformer: TransformerConfig
-    star: StarRecipe
-    finetune: StarRecipe
+    clip: ClipRecipe | None = None
+    vqvae: VQVAERecipe | None = None
+    transformer: TransformerConfig | None = None
+    """The transformer that stage 2 trains; None when there is no stage 2."""
+    star: StarRecipe | None = None
+    finetune: StarRecipe | None = None
+    stable: StableRecipe | None = None
+
+    def __post_init__(self) -> None:
+        self._check_parts_fit()
+
+    def _check_parts_fit(self) -> None:
+        """What would otherwise be found out after an hour."""
+        if self.store not in STORED:
+            raise OptionError(f"store must be one of {', '.join(STORED)}, not {self.store}")
+        if self.default_resolution not in self.schedules:
+            raise OptionError(f"default_resolution {self.default_resolution} has no schedule")
+        needs_base = [name for name in ("clip", "vqvae", "star") if getattr(self, name) is None]
+        if needs_base and not self.base:
+            raise OptionError(
+                f"the recipe has no section {needs_base[0]}, and no base model to take that part from",
+                'add the section, or base = "MODEL"',
+            )
+        for portion in self.stable.portions if self.stable else ():
+            _check_portion(portion, self.schedules)
+        for part in (self.star, self.finetune):
+            for portion in part.portions if part else ():
+                _check_portion(portion, self.schedules)
+            if part and part.levels_from and part.levels_from not in self.schedules:
+                raise OptionError(f"levels_from {part.levels_from} has no schedule")
+        if self.vqvae is not None:
+            self._check_vqvae(self.vqvae)
+
+    def _check_vqvae(self, part: VQVAERecipe) -> None:
+        factor = part.model.factor
+        for resolution, schedule in self.schedules.items():
+            if schedule.last_side * factor != resolution:
+                raise OptionError(f"the schedule of {resolution} px ends at {schedule.last_side * factor} px")
+        check_crops(part.stage, min(self.schedules), factor)
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """Names of the stages it trains, in order."""
+        return tuple(name for name in STAGES if getattr(self, name) is not None)
+
+    def loop(self, stage: str) -> LoopConfig:
+        """The loop of a stage that it trains."""
+        loop: LoopConfig = getattr(self, stage).loop
+        return loop
+
+    def alone(self, stage: str, base: str | None = None, batch_size: int | None = None) -> Recipe:
+        """The recipe as far as one stage needs it.
+
+        Args:
+            stage: which.
+            base: model whose tokenizer and text encoder serve, instead of those of earlier stages.
+            batch_size: see `with_batch_size`.
+        Raises:
+            OptionError: the recipe has no such stage.
+        """
+        if stage not in self.stages:
+            raise OptionError(f"recipe {self.name} has no stage {stage}", f"it has {', '.join(self.stages)}")
+        recipe = self
+        if base is not None:
+            recipe = replace(recipe, base=base, clip=None, vqvae=None)
+        return recipe if batch_size is None else recipe.with_batch_size(stage, batch_size)
+
+    def with_batch_size(self, stage: str, images: int) -> Recipe:
+        """The recipe with other batches in stage 2 or the finetune.
+
+        Args:
+            stage: "star" or "finetune".
+            images: of a batch of the portion with the most tokens a picture; other portions change in proportion.
+        """
+        part: StarRecipe = getattr(self, stage)
+        heaviest = max(part.portions, key=lambda portion: _tokens(portion, self.schedules))
+        share = images / heaviest.batch_size
+        portions = [replace(portion, batch_size=max(1, round(portion.batch_size * share))) for portion in part.portions]
+        part = replace(part, portions=tuple(portions))
+        return replace(self, star=part) if stage == "star" else replace(self, finetune=part)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The recipe as its file says it, every field written out."""
+        told: dict[str, Any] = {key: getattr(self, key) for key in _PLAIN}
+        told["resolutions"] = {
+            str(key): {"sides": list(schedule.sides), "first_level": schedule.first_level}
+            for key, schedule in self.schedules.items()
+        }
+        told |= {"data": self.data.to_dict(), "sampling": self.sampling.to_dict()}
+        for name in self.stages:
+            told[name] = getattr(self, name).to_dict()
+        if self.star is not None and self.transformer is not None:
+            told["star"] = {"model": self.transformer.to_dict(), **told["star"]}
+        return told
+
+    def to_toml(self) -> str:
+        """`to_dict` as TOML, each field explained."""
+        kinds: dict[str, type[Config]] = {"": Recipe, "data": DataConfig, "sampling": SamplingOptions}
+        for name in self.stages:
+            part = getattr(self, name)
+            kinds |= {f"{name}.{field.name}": type(getattr(part, field.name)) for field in fields(part)}
+            kinds[f"{name}.portions"] = Portion
+        kinds["star.model"] = TransformerConfig
+        return to_toml(self.to_dict(), kinds)
+
+
+_PLAIN = ("name", "seed", "licence", "default_resolution", "store", "base")
 
 
 def find_recipe(name_or_path: str) -> Path:
@@ -78,157 +236,140 @@ def find_recipe(name_or_path: str) -> Path:
     raise OptionError(f"no recipe {name_or_path}", f"give a TOML file, or one of: {known}")
 
 
-def read_recipe(path: Path) -> Recipe:
+def read_recipe(path: Path, changes: Sequence[str] = (), done: Mapping[str, Any] | None = None) -> Recipe:
     """Read and check a whole recipe before any work.
 
+    Args:
+        path: the file.
+        changes: single fields to change, "star.loop.steps=100" (see `fields.with_changes`).
+        done: sections that stand as they are, in place of the file's: of stages that a run has behind it.
     Raises:
         OptionError: a field is missing, unknown, or has an unusable value.
     """
-    values = read_toml(path)
+    values = with_changes(read_toml(path) | dict(done or {}), changes)
     try:
-        return _parse(values)
-    except KeyError as error:
-        raise OptionError(f"{path.name}: {error.args[0]} is missing") from error
+        return recipe_from_dict(values)
     except OptionError as error:
         raise OptionError(f"{path.name}: {error}", error.hint) from error
 
 
-def _parse(values: Mapping[str, Any]) -> Recipe:
-    schedules, level = {}, 0
-    for resolution, sides in sorted(values["resolutions"].items(), key=lambda item: int(item[0])):
-        schedules[int(resolution)] = ScaleSchedule(tuple(sides), level)
-        level += len(sides)
-    clip = ClipStageConfig.from_dict(values["clip"].get("stage", {}))
-    vqvae_model = VQVAEConfig.from_dict(values["vqvae"]["model"])
-    transformer = TransformerConfig.from_dict(
-        {
-            "codebook_size": vqvae_model.codebook_size,
-            "code_dim": vqvae_model.code_dim,
-            "levels": level,
-            "text_width": clip.text_width,
-            **values["star"]["model"],
-        }
-    )
-    plain = ("name", "seed", "licence", "default_resolution", "store")
-    known = {*plain, "resolutions", "sampling", "clip", "vqvae", "star", "finetune"}
-    if unknown := sorted(set(values) - known):
-        raise OptionError(f"unknown field {', '.join(unknown)}")
-    recipe = Recipe(
-        **{key: values[key] for key in plain},
-        schedules=schedules,
-        sampling=SamplingOptions.from_dict(values["sampling"]),
-        clip=clip,
-        clip_loop=LoopConfig.from_dict(values["clip"]["loop"]),
-        vqvae_model=vqvae_model,
-        vqvae=VQVAEStageConfig.from_dict(values["vqvae"].get("stage", {})),
-        vqvae_loop=LoopConfig.from_dict(values["vqvae"]["loop"]),
-        transformer=transformer,
-        star=_star_recipe(values["star"], schedules),
-        finetune=_star_recipe(values["finetune"], schedules),
-    )
-    _check_parts_fit(recipe)
-    return recipe
+def recipe_from_dict(values: Mapping[str, Any]) -> Recipe:
+    """A recipe from what its file says.
 
-
-def _check_parts_fit(recipe: Recipe) -> None:
-    """What would otherwise be found out after an hour."""
-    factor = recipe.vqvae_model.factor
-    for resolution, schedule in recipe.schedules.items():
-        if schedule.last_side * factor != resolution:
-            raise OptionError(f"the schedule of {resolution} px ends at {schedule.last_side * factor} px")
-    if recipe.default_resolution not in recipe.schedules:
-        raise OptionError(f"default_resolution {recipe.default_resolution} has no schedule")
-    if recipe.store not in STORED:
-        raise OptionError(f"store must be one of {', '.join(STORED)}, not {recipe.store}")
-    for crop in (recipe.vqvae.crop, recipe.vqvae.plain_crop):
-        if crop % factor or crop > min(recipe.schedules):
-            raise OptionError(f"a crop of {crop} px is no multiple of {factor}, or larger than the smallest picture")
-
-
-def _star_recipe(values: Mapping[str, Any], schedules: Mapping[int, ScaleSchedule]) -> StarRecipe:
-    portions = tuple(Portion.from_dict(portion) for portion in values["portions"])
-    for portion in portions:
-        if portion.resolution not in schedules or portion.scales > len(schedules[portion.resolution]):
-            raise OptionError(
-                f"portion of {portion.scales or 'all'} scales at {portion.resolution} px fits no schedule"
-            )
-    return StarRecipe(
-        stage=StarStageConfig.from_dict(values["stage"]), loop=LoopConfig.from_dict(values["loop"]), portions=portions
-    )
-
-
-OnCache = Callable[[str, int, int], None]
-"""Called while scenes become tokens: what, how many are done, their total."""
-
-
-@dataclass(frozen=True)
-class Made:
-    """What a recipe made, ready to be stored."""
-
-    recipe: Recipe
-    transformer: StarTransformer
-    vqvae: MultiScaleVQVAE
-    text_folder: Path
-    text_config: TextEncoderConfig
-    seconds: dict[str, float]
-    """Training time of each stage."""
-
-
-def make_model(
-    recipe: Recipe, run: Path, on_progress: OnProgress | None = None, on_cache: OnCache | None = None
-) -> Made:
-    """Train every stage, or go on where an earlier call stopped.
-
-    Args:
-        recipe: what to make.
-        run: folder for checkpoints, caches and previews.
-        on_progress: called after each training step.
-        on_cache: called while the token caches are made.
+    Raises:
+        OptionError: a field is missing, unknown, or has an unusable value.
     """
-    seconds = {}
-    torch.manual_seed(recipe.seed)
-    clip = ClipStage(recipe.clip, recipe.seed)
-    seconds["clip"] = train_stage(clip, recipe.clip_loop, run / "clip", on_progress)
-    text_folder = run / "text_encoder"
-    save_text_encoder(clip.clip, recipe.clip, text_folder)
-    text_encoder = load_text_encoder(recipe.clip.text_encoder_config, run)
-
-    torch.manual_seed(recipe.seed)
-    vqvae_stage = VQVAEStage(recipe.vqvae_model, recipe.vqvae, recipe.schedules, recipe.vqvae_loop.steps, recipe.seed)
-    seconds["vqvae"] = train_stage(vqvae_stage, recipe.vqvae_loop, run / "vqvae", on_progress)
-    vqvae = vqvae_stage.vqvae
-
-    torch.manual_seed(recipe.seed)
-    star = _star_stage(recipe, recipe.star, "star", vqvae, text_encoder, run, on_cache)
-    seconds["star"] = train_stage(star, recipe.star.loop, run / "star", on_progress)
-
-    finetune = _star_stage(recipe, recipe.finetune, "finetune", vqvae, text_encoder, run, on_cache)
-    finetune.transformer.load_state_dict(star.transformer.state_dict())
-    smallest, *larger = recipe.schedules.values()
-    for schedule in larger:
-        copy_levels(finetune.transformer, smallest, schedule)
-    seconds["finetune"] = train_stage(finetune, recipe.finetune.loop, run / "finetune", on_progress)
-    return Made(recipe, finetune.transformer, vqvae, text_folder, recipe.clip.text_encoder_config, seconds)
+    known = {*_PLAIN, "resolutions", "data", "sampling", *STAGES}
+    if unknown := sorted(set(values) - known):
+        raise OptionError(f"unknown field {', '.join(unknown)}", f"known fields: {', '.join(sorted(known))}")
+    try:
+        return _parse(values)
+    except KeyError as error:
+        raise OptionError(f"{error.args[0]} is missing") from error
+    except (AttributeError, TypeError) as error:  # a number where a section should be, words where a number should be
+        raise OptionError(f"a section or field has a value of the wrong kind: {error}") from error
 
 
-def _star_stage(
-    recipe: Recipe,
-    part: StarRecipe,
-    name: str,
-    vqvae: MultiScaleVQVAE,
-    text_encoder: TextEncoder,
-    run: Path,
-    on_cache: OnCache | None,
-) -> StarStage:
-    cache = {}
-    needed = {portion.resolution for portion in part.portions} if not is_finished(run / name, part.loop) else set()
-    for resolution in sorted(needed):
-        on_part = None if on_cache is None else _named(on_cache, f"tokens at {resolution} px")
-        schedule = recipe.schedules[resolution]
-        cache[resolution] = scene_tokens(vqvae, schedule, resolution, 0, part.stage.scenes, run / "tokens", on_part)
-    source = TokenSource(cache, recipe.schedules, part.portions, part.stage.drop_text, recipe.seed)
-    return StarStage(recipe.transformer, part.stage, recipe.schedules, vqvae, text_encoder, source, name)
+def _parse(values: Mapping[str, Any]) -> Recipe:
+    schedules = _schedules(values["resolutions"])
+    clip, vqvae = _clip(values.get("clip")), _vqvae(values.get("vqvae"))
+    star = dict(values["star"]) if "star" in values else None
+    transformer = None
+    if star is not None:
+        given: dict[str, Any] = {"levels": max(schedule.first_level + len(schedule) for schedule in schedules.values())}
+        if vqvae is not None:
+            given |= {"codebook_size": vqvae.model.codebook_size, "code_dim": vqvae.model.code_dim}
+        if clip is not None:
+            given["text_width"] = clip.stage.text_width
+        transformer = _transformer(given, star.pop("model"))
+    return Recipe(
+        **{key: values[key] for key in _PLAIN if key in values or key in ("name", "default_resolution", "licence")},
+        schedules=schedules,
+        data=DataConfig.from_dict(values.get("data", {})),
+        sampling=SamplingOptions.from_dict(values.get("sampling", {})),
+        clip=clip,
+        vqvae=vqvae,
+        transformer=transformer,
+        star=_star(star, "star"),
+        finetune=_star(values.get("finetune"), "finetune"),
+        stable=_stable(values.get("stable")),
+    )
 
 
-def _named(on_cache: OnCache, name: str) -> Callable[[int, int], None]:
-    return lambda done, total: on_cache(name, done, total)
+def _schedules(values: Mapping[str, Any]) -> dict[int, ScaleSchedule]:
+    """Each resolution has level rows of its own, in the order of the file, unless `first_level` says which."""
+    schedules, level = {}, 0
+    for resolution, said in values.items():
+        sides, first = (said["sides"], said["first_level"]) if isinstance(said, Mapping) else (said, level)
+        schedules[int(resolution)] = ScaleSchedule(tuple(sides), first)
+        level = max(level, first + len(sides))
+    return dict(sorted(schedules.items()))
+
+
+def _transformer(given: Mapping[str, Any], said: Mapping[str, Any]) -> TransformerConfig:
+    """What the other sections decide need not be said again, and must not be said otherwise."""
+    for key, value in given.items():
+        if said.get(key, value) != value:
+            raise OptionError(f"star.model.{key} is {said[key]}, but the other sections make it {value}")
+    return TransformerConfig.from_dict({**given, **said})
+
+
+def _clip(values: Mapping[str, Any] | None) -> ClipRecipe | None:
+    if values is None:
+        return None
+    _refuse_unknown("clip", values, "stage", "loop")
+    return ClipRecipe(
+        stage=ClipStageConfig.from_dict(values.get("stage", {})), loop=LoopConfig.from_dict(values["loop"])
+    )
+
+
+def _vqvae(values: Mapping[str, Any] | None) -> VQVAERecipe | None:
+    if values is None:
+        return None
+    _refuse_unknown("vqvae", values, "model", "stage", "loop")
+    return VQVAERecipe(
+        model=VQVAEConfig.from_dict(values["model"]),
+        stage=VQVAEStageConfig.from_dict(values.get("stage", {})),
+        loop=LoopConfig.from_dict(values["loop"]),
+    )
+
+
+def _star(values: Mapping[str, Any] | None, name: str) -> StarRecipe | None:
+    if values is None:
+        return None
+    _refuse_unknown(name, values, "stage", "loop", "portions", "levels_from", "levels_by")
+    return StarRecipe(
+        **{key: values[key] for key in ("levels_from", "levels_by") if key in values},
+        stage=StarStageConfig.from_dict(values["stage"]),
+        loop=LoopConfig.from_dict(values["loop"]),
+        portions=tuple(Portion.from_dict(portion) for portion in values["portions"]),
+    )
+
+
+def _stable(values: Mapping[str, Any] | None) -> StableRecipe | None:
+    if values is None:
+        return None
+    plain = ("first_scale", "blocks", "version")
+    _refuse_unknown("stable", values, "stage", "loop", "portions", *plain)
+    return StableRecipe(
+        stage=StableStageConfig.from_dict(values.get("stage", {})),
+        loop=LoopConfig.from_dict(values["loop"]),
+        portions=tuple(Portion.from_dict(portion) for portion in values["portions"]),
+        **{key: values[key] for key in plain if key in values},
+    )
+
+
+def _refuse_unknown(section: str, values: Mapping[str, Any], *known: str) -> None:
+    if unknown := sorted(set(values) - set(known)):
+        raise OptionError(f"{section} has no field {', '.join(unknown)}", f"known fields: {', '.join(known)}")
+
+
+def _check_portion(portion: Portion, schedules: Mapping[int, ScaleSchedule]) -> None:
+    if portion.resolution not in schedules or portion.scales > len(schedules[portion.resolution]):
+        raise OptionError(f"portion of {portion.scales or 'all'} scales at {portion.resolution} px fits no schedule")
+
+
+def _tokens(portion: Portion, schedules: Mapping[int, ScaleSchedule]) -> int:
+    """Tokens of one picture in a portion."""
+    schedule = schedules[portion.resolution]
+    return schedule.offsets[portion.scales or len(schedule)]

@@ -5,48 +5,36 @@ Letters: B images, L tokens of the schedule, V codes.
 
 from __future__ import annotations
 
-import random
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from star_cli.data import shapes
 from star_cli.errors import OptionError
 from star_cli.generation.options import SamplingOptions
-from star_cli.generation.randomness import random_generators
-from star_cli.generation.sampler import draw
-from star_cli.models.attention import CrossAttention, SelfAttention
-from star_cli.models.block import FeedForward
 from star_cli.models.config import Config, TransformerConfig
+from star_cli.models.flops import training_flops
 from star_cli.models.schedule import ScaleSchedule
 from star_cli.models.text import TextEncoder
 from star_cli.models.transformer import StarTransformer
 from star_cli.models.vqvae import MultiScaleVQVAE
-from star_cli.training.loop import BatchSource, Stage
-from star_cli.training.preview import save_grid
+from star_cli.training.batch_reader import BatchReader
+from star_cli.training.initialise import initialise, initialise_head
+from star_cli.training.loop import Stage
+from star_cli.training.noise import Chance
+from star_cli.training.preview import draw_images, save_grid
+from star_cli.training.star_batches import StarBatch, StarSource, TokenSource
+from star_cli.training.star_loss import ScaleWeight, scale_loss
 
-
-@dataclass(frozen=True, kw_only=True)
-class Portion(Config):
-    """One kind of batch of the mixture."""
-
-    resolution: int
-    """Pixels per side."""
-    batch_size: int
-    """Images in such a batch."""
-    share: float
-    """How often it comes, relative to the other portions."""
-    scales: int = 0
-    """Train on the first scales alone; 0: on all. Earlier scales never see later ones: exact, and much cheaper."""
-
-    def __post_init__(self) -> None:
-        if self.batch_size < 1 or self.share <= 0 or self.scales < 0:
-            raise OptionError("a portion needs batch_size of at least 1, a positive share, and scales of at least 0")
+PREVIEW = SamplingOptions(guidance=2.0, top_k=100, top_p=0.95, stable=False)
+"""How previews are drawn: a stable head learns after the blocks, in a stage of its own."""
+PREVIEWS = 8
+"""How many prompts they show when nobody says which."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,61 +45,38 @@ class StarStageConfig(Config):
     """Scenes in the token cache, at each resolution; captions are written anew each time."""
     drop_text: float = 0.1
     """Share of captions replaced by the empty prompt, for guidance (STAR)."""
-    scale_weight: Literal["token", "side"] = "side"
+    scale_weight: ScaleWeight = "side"
     """Weight of a scale in the loss: its number of tokens (as published), or its side: small scales count more."""
+    label_smoothing: float = 0.0
+    """Share of the target that is spread over all codes."""
+    token_noise: float = 0.0
+    """Share of tokens replaced by random codes in what the model sees of the scales so far; it is still asked for the
+    true ones, and learns to put earlier mistakes right."""
+    drop_path: float = 0.0
+    """Stochastic depth (VAR: 0.1): how often the last block's self-attention and feed-forward network are left out for
+    an image at depth 24; other depths in proportion, earlier blocks less, the first never."""
+    keep_tokens: int = 0
+    """Tokens that take part where a schedule has more: the others are left out of the last scale at random, anew in
+    each step (STAR at 1024 px: 8,800 of 9,451); 0: all take part."""
+    flex_attention: bool = True
+    """On a GPU, attend with kernels that skip what the block-causal mask hides."""
+    preview_prompts: tuple[str, ...] = ()
+    """What previews show, from seed 0; none: captions of held-out generated scenes, or some of the data's own."""
 
-
-@dataclass(frozen=True)
-class StarBatch:
-    """Tokens and captions of B images at one resolution."""
-
-    resolution: int
-    scales: int
-    tokens: Tensor
-    """(B, L of these scales), int64."""
-    captions: list[str]
-
-
-class TokenSource(BatchSource):
-    """Batches from the token cache, with fresh captions."""
-
-    def __init__(
-        self,
-        cache: dict[int, Tensor],
-        schedules: dict[int, ScaleSchedule],
-        portions: Sequence[Portion],
-        drop_text: float,
-        seed: int,
-    ):
-        self.cache, self.schedules, self.portions, self.drop_text, self.seed = (
-            cache,
-            schedules,
-            portions,
-            drop_text,
-            seed,
-        )
-
-    def batch(self, step: int) -> StarBatch:
-        """The batch of one step; the scene in row i of the cache is the one with seed i."""
-        rng = random.Random(f"star {self.seed} {step}")
-        (portion,) = rng.choices(self.portions, [portion.share for portion in self.portions])
-        rows = rng.sample(range(len(self.cache[portion.resolution])), portion.batch_size)
-        schedule = self.schedules[portion.resolution]
-        scales = portion.scales or len(schedule)
-        tokens = self.cache[portion.resolution][rows, : schedule.offsets[scales]].long()
-        captions = [self._caption(row, rng) for row in rows]
-        return StarBatch(portion.resolution, scales, tokens, captions)
-
-    def _caption(self, row: int, rng: random.Random) -> str:
-        if rng.random() < self.drop_text:
-            return ""
-        return shapes.caption(shapes.sample(row)[0], rng)
+    def __post_init__(self) -> None:
+        self._check_choices()
+        for name in ("drop_text", "label_smoothing", "token_noise", "drop_path"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise OptionError(f"{name} must be from 0 to 1, not {getattr(self, name)}")
+        if self.keep_tokens < 0:
+            raise OptionError(f"keep_tokens must be at least 0, not {self.keep_tokens}")
 
 
 class StarStage(Stage):
     """The transformer; tokenizer and text encoder are frozen and not part of the stage's state."""
 
     name = "star"
+    source: StarSource
 
     def __init__(
         self,
@@ -120,118 +85,106 @@ class StarStage(Stage):
         schedules: dict[int, ScaleSchedule],
         vqvae: MultiScaleVQVAE,
         text_encoder: TextEncoder,
-        source: TokenSource,
+        source: StarSource,
         name: str = "star",
+        seed: int = 0,
     ):
         super().__init__()
         self.name = name
         self.config = config
         self.schedules = schedules
         self.source = source
+        self.seed = seed
+        self.drop_path = config.drop_path * model.depth / 24
+        self._check_fit()
         self.transformer = StarTransformer(model)
         initialise(self.transformer)
-        if source.cache:
-            initialise_head(self.transformer, vqvae.quantizer.codebook.weight, source.cache.values())
+        if known := source.known_tokens():
+            initialise_head(self.transformer, vqvae.quantizer.codebook.weight, known)
+        self.transformer.flex_attention = config.flex_attention
+        if self.transformer.stable is not None:
+            self.transformer.stable.requires_grad_(False)  # it has a stage of its own
         self._frozen = (vqvae, text_encoder)  # a tuple keeps them out of the stage's parameters
+        self.reader = BatchReader(vqvae, text_encoder, schedules)  # no module, for the same reason
 
-    def loss(self, batch: StarBatch, step: int) -> tuple[Tensor, dict[str, float]]:
-        """Weighted cross-entropy; accuracy of each scale beside it."""
-        vqvae, text_encoder = self._frozen
+    def _check_fit(self) -> None:
+        if self.drop_path >= 1:
+            raise OptionError(f"drop_path {self.config.drop_path} would leave out the last block for good")
+        for resolution, schedule in self.schedules.items():
+            if schedule.length > self.config.keep_tokens > 0 and self.config.keep_tokens <= schedule.offsets[-2]:
+                raise OptionError(
+                    f"keep_tokens {self.config.keep_tokens} leaves none of the last scale at {resolution} px",
+                    f"keep more than {schedule.offsets[-2]}",
+                )
+
+    def loss(self, batch: StarBatch, step: int) -> tuple[Tensor, dict[str, Any]]:
+        """Weighted cross-entropy; accuracy and loss of each scale beside it."""
+        vqvae, _ = self._frozen
         whole = self.schedules[batch.resolution]
         schedule = whole.prefix(batch.scales)
-        with torch.no_grad(), torch.autocast("cpu", enabled=False):
-            maps = [batch.tokens[:, whole.slice(scale)] for scale in range(batch.scales)]
+        chance, rows = Chance(self.name, self.seed, step), batch.rows or range(len(batch))
+        # chance and smoothing teach; a model in evaluation is asked the plain question
+        config = self.config if self.training else replace(self.config, token_noise=0, keep_tokens=0, label_smoothing=0)
+        with torch.no_grad(), torch.autocast(self._device.type, enabled=False):
+            tokens, condition = self.reader.read(batch)
+            seen = tokens
+            if config.token_noise:
+                codes = vqvae.quantizer.codebook.num_embeddings
+                seen = chance.noisy_tokens(tokens, rows, config.token_noise, codes)
+            maps = [seen[:, whole.slice(scale)] for scale in range(batch.scales)]
             teacher_input = vqvae.quantizer.teacher_input(maps, whole)
-            condition = text_encoder.encode(batch.captions, rows=len(batch.captions))
-        logits = self.transformer(self.transformer.prompt(condition), teacher_input, schedule)  # (B, L, V)
-        losses = F.cross_entropy(logits.flatten(0, 1), batch.tokens.flatten(), reduction="none").view_as(batch.tokens)
-        loss = (losses * self._token_weights(schedule)).sum(1).mean()
-        right = (logits.detach().argmax(-1) == batch.tokens).float()
-        metrics = {f"side {side}": right[:, schedule.slice(i)].mean().item() for i, side in enumerate(schedule.sides)}
-        return loss, {"per token": losses.detach().mean().item(), **metrics}
+        keep = chance.kept_tokens(schedule, config.keep_tokens)
+        branches = None
+        if self.training and self.drop_path:
+            depth = self.transformer.config.depth
+            branches = chance.branch_weights(depth, rows, self.drop_path).to(self._device)
+        prompted = self.transformer.prompt(condition)
+        logits = self.transformer(prompted, teacher_input, schedule, keep, branches)  # (B, L or kept, V)
+        return scale_loss(logits, tokens, schedule, keep, config.scale_weight, config.label_smoothing)
+
+    @property
+    def _device(self) -> torch.device:
+        return self.transformer.start_position.device
+
+    def units(self) -> list[torch.nn.Module]:
+        """The blocks."""
+        return list(self.transformer.blocks)
+
+    def adapted(self) -> torch.nn.Module:
+        """The transformer's linear layers may take adapters."""
+        return self.transformer
 
     def hidden_matrices(self) -> list[torch.nn.Parameter]:
         """The linear layers inside the blocks."""
         return [parameter for parameter in self.transformer.blocks.parameters() if parameter.ndim == 2]
 
-    def tokens_attending(self, batch: StarBatch) -> int:
-        """Tokens of the scales in the batch."""
-        return batch.tokens.shape[1]
+    def tokens(self, batch: StarBatch) -> int:
+        """Tokens that the loss of a batch counts."""
+        length = self.schedules[batch.resolution].offsets[batch.scales]
+        return len(batch) * min(length, self.config.keep_tokens or length)
 
-    def _token_weights(self, schedule: ScaleSchedule) -> Tensor:
-        """Weight of each token, (L,), summing to 1."""
-        if self.config.scale_weight == "token":
-            return torch.full((schedule.length,), 1 / schedule.length)
-        sides = torch.tensor(schedule.sides, dtype=torch.float32)
-        return torch.repeat_interleave(1 / sides, torch.tensor(schedule.sizes)) / sides.sum()
+    def flops(self, batch: StarBatch) -> float:
+        """Floating-point operations that forward and backward of the transformer ask for."""
+        _, text_encoder = self._frozen
+        schedule = self.schedules[batch.resolution].prefix(batch.scales)
+        kept = self.config.keep_tokens or None
+        return training_flops(self.transformer.config, schedule, len(batch), text_encoder.max_tokens, kept).total
 
     def preview(self, path: Path) -> None:
-        """Eight held-out prompts, one row for each resolution."""
-        prompts = [shapes.sample(shapes.HELD_OUT_SEED + index)[1] for index in range(8)]
+        """Some prompts at each resolution; the prompts beside the pictures."""
+        prompts = self.config.preview_prompts or self._usual_prompts()
         path.with_suffix(".txt").write_text("\n".join(prompts) + "\n", encoding="utf-8")
-        for portion_resolution in sorted({portion.resolution for portion in self.source.portions}):  # type: ignore[attr-defined]
-            images = self.draw(prompts, portion_resolution, SamplingOptions(guidance=2.0, top_k=100, top_p=0.95))
-            save_grid(images, path.with_stem(f"{path.stem}-{portion_resolution}"), columns=4)
+        for resolution in sorted({portion.resolution for portion in self.source.portions}):
+            images = self.draw(prompts, resolution, PREVIEW)
+            save_grid(images, path.with_stem(f"{path.stem}-{resolution}"), columns=4)
 
-    @torch.no_grad()
+    def _usual_prompts(self) -> list[str]:
+        if isinstance(self.source, TokenSource):
+            return [shapes.sample(shapes.HELD_OUT_SEED + index)[1] for index in range(PREVIEWS)]
+        some = chain.from_iterable(self.source.batch(step).captions for step in range(PREVIEWS))
+        return [caption for caption in some if caption][:PREVIEWS] or [""]
+
     def draw(self, prompts: Sequence[str], resolution: int, options: SamplingOptions) -> Tensor:
         """Images of some prompts, (n, 3, H, W), seed 0."""
         vqvae, text_encoder = self._frozen
-        empty = text_encoder.encode([""] * len(prompts))
-        drawn = draw(
-            self.transformer,
-            vqvae.quantizer,
-            text_encoder.encode(prompts),
-            empty,
-            self.schedules[resolution],
-            options,
-            random_generators([0] * len(prompts)),
-        )
-        return vqvae.decode(drawn.f_hat)
-
-
-@torch.no_grad()
-def initialise(transformer: StarTransformer) -> None:
-    """Weights before training, as in VAR: truncated normals, branches scaled down with depth, a small head."""
-    config = transformer.config
-    std = (1 / config.width / 3) ** 0.5
-    for module in transformer.modules():
-        if isinstance(module, torch.nn.Linear | torch.nn.Embedding):
-            torch.nn.init.trunc_normal_(module.weight, std=std)
-        if isinstance(module, torch.nn.Linear) and module.bias is not None:
-            torch.nn.init.zeros_(module.bias)
-    torch.nn.init.trunc_normal_(transformer.start_position, std=std)
-    for module in transformer.modules():
-        if isinstance(module, SelfAttention | CrossAttention):
-            module.out.weight.div_((2 * config.depth) ** 0.5)
-        elif isinstance(module, FeedForward):
-            module.leave.weight.div_((2 * config.depth) ** 0.5)
-    transformer.head.weight.mul_(0.02)
-
-
-@torch.no_grad()
-def initialise_head(transformer: StarTransformer, codebook: Tensor, caches: Iterable[Tensor]) -> None:
-    """Give codes that lie close together similar rows in the head, so that what is learned of one serves the others.
-
-    Args:
-        transformer: whose head is overwritten: the codebook in a random rotation, rows of length 1 in the mean square.
-        codebook: (V, Z).
-        caches: tokens, each (n, L). Codes that come in none begin with a row of zeros.
-    """
-    used = torch.zeros(len(codebook), dtype=torch.bool)
-    for tokens in caches:
-        used[tokens.unique().long()] = True
-    rotation = torch.randn(codebook.shape[1], transformer.config.width) / transformer.config.width**0.5
-    length = codebook[used].square().sum(1).mean().sqrt()
-    transformer.head.weight.copy_(codebook / length @ rotation)
-    transformer.head.weight[~used] = 0
-
-
-@torch.no_grad()
-def copy_levels(transformer: StarTransformer, source: ScaleSchedule, target: ScaleSchedule) -> None:
-    """Level rows of a new schedule from those of a trained one: each scale takes the row of the nearest side."""
-    weight = transformer.level_embedding.weight
-    trained = weight.clone()
-    for scale in range(len(target)):
-        nearest = min(range(len(source)), key=lambda known: abs(source.sides[known] - target.sides[scale]))
-        weight[target.first_level + scale] = trained[source.first_level + nearest]
+        return draw_images(self.transformer, vqvae, text_encoder, prompts, self.schedules[resolution], options)

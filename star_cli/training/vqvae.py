@@ -1,196 +1,254 @@
-"""Stage 1: the multi-scale VQVAE on generated scenes (VAR, section 3.2 and algorithms 1 and 2).
+"""Stage 1: the multi-scale VQVAE (VAR, section 3.2, equation 5 and algorithms 1 and 2).
 
-For the first part of the stage it is a plain autoencoder. Then k-means over multi-scale residuals gives the first
-codebook, and from there each code follows the mean of the residuals that chose it (van den Oord et al. 2017, A.1).
-For the last part only the decoder learns, and the short codes have made room for one that is exactly zero: a residual
-too small to be seen then always gets the same token. Without that, such residuals spread over hundreds of tiny codes,
-tokens that look random and show nothing, and the transformer spends its training on them.
+As published, the codebook is learned by the optimiser, and perceptual and adversarial terms join the loss: all of them
+are settings. The defaults are made for the generated scenes. There, for the first part of the stage, it is a plain
+autoencoder. Then k-means over multi-scale residuals gives the first codebook, and from there each code follows the mean
+of the residuals that chose it (van den Oord et al. 2017, A.1). For the last part only the decoder learns, and the short
+codes have made room for one that is exactly zero: a residual too small to be seen then always gets the same token.
+Without that, such residuals spread over hundreds of tiny codes, tokens that look random and show nothing, and the
+transformer spends its training on them.
 
 Letters: B images, Z code width, V codes, h w latent.
 """
 
 from __future__ import annotations
 
-import random
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from star_cli.data import shapes
+from star_cli.data.source import CaptionedImages
 from star_cli.errors import OptionError
-from star_cli.models.config import Config, VQVAEConfig
-from star_cli.models.quantizer import MultiScaleQuantizer, Phi
+from star_cli.evaluation.inception import InceptionFeatures
+from star_cli.evaluation.reconstruction import evaluate_reconstruction, read_pictures
+from star_cli.models.config import VQVAEConfig
+from star_cli.models.quantizer import Phi
 from star_cli.models.schedule import ScaleSchedule
 from star_cli.models.vqvae import MultiScaleVQVAE, PixelAttention, ResidualBlock
-from star_cli.training.loop import BatchSource, Stage
+from star_cli.training.adversarial import PatchDiscriminator, adaptive_weight, judge
+from star_cli.training.codebook import (
+    CodebookAverage,
+    CodebookUsage,
+    first_codes,
+    multi_scale_residuals,
+    quieten,
+)
+from star_cli.training.loop import Stage
+from star_cli.training.perceptual import LEAST_SIDE, PerceptualLoss
 from star_cli.training.preview import save_grid
+from star_cli.training.quantization import quantize
+from star_cli.training.ranks import gather_rows, mean_over_ranks, world
+from star_cli.training.vqvae_batches import ImageBatch, PictureSource, check_crops, image_source, split_data
+from star_cli.training.vqvae_config import VQVAEStageConfig
 
+Figures = dict[str, Tensor]
 
-@dataclass(frozen=True, kw_only=True)
-class VQVAEStageConfig(Config):
-    """What stage 1 learns from and by."""
-
-    batch_size: int = 8
-    """Images of the smallest resolution in a batch; larger ones come in batches of the same number of pixels."""
-    large_share: float = 0.2
-    """Share of batches at the larger resolutions, so that edges are sharp there too."""
-    plain_share: float = 0.25
-    """Share of the steps without quantiser, before the codebook is made."""
-    plain_crop: int = 64
-    """Pixels per side of the crops these first steps learn from: convolutions are local, and small steps are fast."""
-    plain_batch_size: int = 48
-    """Crops in a batch of these first steps."""
-    crop: int = 128
-    """Pixels per side of the crops that some later batches are made of: most of a whole scene is plain background."""
-    crop_batch_size: int = 16
-    """Crops in such a batch."""
-    crop_share: float = 0.5
-    """Share of such batches."""
-    l1_weight: float = 1.0
-    """Weight of the mean absolute error."""
-    mse_weight: float = 1.0
-    """Weight of the mean squared error."""
-    gradient_weight: float = 1.0
-    """Weight of the mean absolute error of neighbouring pixels' differences; keeps edges sharp."""
-    quantizer_weight: float = 1.0
-    """Weight of the quantisation loss, averaged over scales."""
-    commitment: float = 0.25
-    """beta in VAR's equation 5."""
-    codebook_decay: float = 0.99
-    """Decay of the moving average that each code is."""
-    revive_below: float = 0.02
-    """A code chosen by fewer residuals a step than this share of an even split is moved to a residual of the batch."""
-    quiet_share: float = 0.2
-    """Share of the steps, the last ones, in which the decoder alone learns, from a codebook without short codes."""
-    quiet_length: float = 0.6
-    """Codes shorter than this share of the latents' rms length are short."""
-
-    def __post_init__(self) -> None:
-        if self.batch_size < 1 or not 0 <= self.plain_share < 1 or not 0 <= self.large_share < 1:
-            raise OptionError("batch_size must be at least 1, plain_share and large_share at least 0 and below 1")
-
-
-class ImageSource(BatchSource):
-    """Batches of rendered scenes, now and then at a larger resolution; crops of them in the first steps."""
-
-    def __init__(self, config: VQVAEStageConfig, resolutions: Sequence[int], plain_steps: int, seed: int):
-        self.config, self.resolutions, self.plain_steps, self.seed = config, sorted(resolutions), plain_steps, seed
-
-    def batch(self, step: int) -> Tensor:
-        """(B, 3, H, W), -1..1."""
-        rng = random.Random(f"vqvae {self.seed} {step}")
-        smallest, *larger = self.resolutions
-        resolution = rng.choice(larger) if larger and rng.random() < self.config.large_share else smallest
-        if 0 <= step < self.plain_steps:
-            return self._crops(resolution, self.config.plain_crop, self.config.plain_batch_size, rng)
-        if rng.random() < self.config.crop_share:
-            return self._crops(resolution, self.config.crop, self.config.crop_batch_size, rng)
-        count = max(1, self.config.batch_size * smallest**2 // resolution**2)
-        return torch.stack([shapes.render_tensor(self._scene(rng), resolution) for _ in range(count)])
-
-    def _scene(self, rng: random.Random) -> shapes.Scene:
-        return shapes.scene(rng.randrange(shapes.HELD_OUT_SEED))
-
-    def _crops(self, resolution: int, crop: int, count: int, rng: random.Random) -> Tensor:
-        """Crops about one thing of each scene, (count, 3, crop, crop)."""
-        crops = []
-        for _ in range(count):
-            scene = self._scene(rng)
-            thing = rng.choice(scene.things)
-            left, top = (
-                min(max(round((middle + rng.uniform(-0.15, 0.15)) * resolution) - crop // 2, 0), resolution - crop)
-                for middle in (thing.x, thing.y)
-            )
-            crops.append(shapes.render_tensor(scene, resolution)[:, top : top + crop, left : left + crop])
-        return torch.stack(crops)
+FIRST_BATCHES = 16
+"""Batches whose residuals the first codebook is made from."""
 
 
 class VQVAEStage(Stage):
-    """Encoder, quantiser and decoder together."""
+    """Encoder, quantiser and decoder together, and the discriminator where there is one.
+
+    Args:
+        model: the VQVAE to train.
+        config: what from and by what.
+        schedules: scale schedule of each resolution to train at.
+        steps: of the whole stage.
+        seed: decides the batches.
+        data: pictures to train on; None: the generated scenes.
+        held_out: pictures it is judged by; None: scenes of other seeds, or a part of the data that training then does
+            not see.
+    Raises:
+        OptionError, DataError: the settings do not fit the data or each other.
+        DownloadError, WeightsFileError: weights of the perceptual loss are not to be had.
+    """
 
     name = "vqvae"
+    shards = True  # all that moves without gradients is counted over all processes
+    leaves_unused = True  # phi and codebook in the first steps, the encoder in the last
+    needs_whole = True  # codes are moved by what was chosen
 
     def __init__(
-        self, model: VQVAEConfig, config: VQVAEStageConfig, schedules: dict[int, ScaleSchedule], steps: int, seed: int
+        self,
+        model: VQVAEConfig,
+        config: VQVAEStageConfig,
+        schedules: dict[int, ScaleSchedule],
+        steps: int,
+        seed: int,
+        data: CaptionedImages | None = None,
+        held_out: CaptionedImages | None = None,
     ):
         super().__init__()
         self.config = config
         self.schedules = {schedule.last_side: schedule for schedule in schedules.values()}
-        self.schedules[config.crop // model.factor] = crop_schedule(
-            next(iter(schedules.values())), config.crop // model.factor
-        )
+        if config.crop_share:
+            side = config.crop // model.factor
+            self.schedules[side] = crop_schedule(next(iter(schedules.values())), side)
         self.resolutions = sorted(schedules)
         self.plain_steps = round(config.plain_share * steps)
+        self.smallest = min([self.resolutions[0], *check_crops(config, self.resolutions[0], model.factor)])
         self.quiet_step = steps - round(config.quiet_share * steps)
-        self.source = ImageSource(config, self.resolutions, self.plain_steps, seed)
+        data, self.held_out = split_data(data, held_out, config.evaluate_count)
+        self.source = image_source(data, config, self.resolutions, self.plain_steps, seed)
         self.vqvae = MultiScaleVQVAE(model).to(memory_format=torch.channels_last)
-        self.vqvae.quantizer.codebook.requires_grad_(False)  # a moving average, not a parameter of the optimiser
+        # a moving average is not a parameter of the optimiser
+        self.vqvae.quantizer.codebook.requires_grad_(config.codebook == "gradient")
         start_as_shortcuts(self.vqvae)
         self.average = CodebookAverage(model.codebook_size, model.code_dim, config)
+        sides = (side for schedule in self.schedules.values() for side in schedule.sides)
+        self.usage = CodebookUsage(model.codebook_size, sides, config.usage_window)
+        self.unreadable: dict[str, None] = {}  # a set that keeps the order
+        self._quiet_since = -1
+        self._add_terms(steps)
 
-    def loss(self, batch: Tensor, step: int) -> tuple[Tensor, dict[str, float]]:
-        """Reconstruction and quantisation loss; moves the codebook on the way."""
-        images = batch.contiguous(memory_format=torch.channels_last)
+    def _add_terms(self, steps: int) -> None:
+        """What the perceptual and the adversarial term and rFID need; what is missing is known before any work."""
+        config = self.config
+        if config.perceptual_weight:
+            if self.smallest < LEAST_SIDE:
+                raise OptionError(f"the perceptual loss compares at least {LEAST_SIDE} pixels, not {self.smallest}")
+            backbone = Path(config.perceptual_backbone) if config.perceptual_backbone else None
+            self._frozen = (PerceptualLoss(config.perceptual_net, backbone),)  # a tuple keeps it out of the parameters
+        self.discriminator: PatchDiscriminator | None = None
+        if config.adversarial_weight:
+            self.discriminator = PatchDiscriminator(config.discriminator_width, config.discriminator_layers)
+            self.discriminator.check_side(self.smallest)
+        self.opponent_rate = config.discriminator_learning_rate
+        self.adversarial_step = round(config.adversarial_start * steps)
+        weights = Path(config.inception_weights) if config.inception_weights else None
+        self.features = InceptionFeatures(weights) if config.evaluate_rfid else None
+
+    # -- one step ---------------------------------------------------------------------------------------------------
+
+    def loss(self, batch: ImageBatch, step: int) -> tuple[Tensor, Figures]:
+        """Reconstruction and quantisation loss, and what the discriminator adds; notes which codes were chosen."""
+        images = batch.images.contiguous(memory_format=torch.channels_last)
+        self.unreadable.update(dict.fromkeys(batch.unreadable))
         is_quiet = step >= self.quiet_step
         with torch.set_grad_enabled(torch.is_grad_enabled() and not is_quiet):
             latent = self.vqvae.encode(images)
-            quantized, vq_loss = latent, latent.new_zeros(())
-            metrics: dict[str, float] = {}
+            quantized, vq_loss, figures = latent, latent.new_zeros(()), Figures()
             if step >= self.plain_steps:
-                with torch.autocast("cpu", enabled=False):
-                    if step == self.plain_steps:
-                        self._make_codebook(latent)
-                    if step == self.quiet_step:
-                        quieten(self.vqvae.quantizer, self.config.quiet_length * length(latent))
-                    quantized, vq_loss, metrics = self._quantize(latent, moving=not is_quiet)
-        images_out = self.vqvae.reconstruct(quantized)
-        difference = images_out - images
+                self._prepare_codebook(latent, step)
+                with torch.autocast(images.device.type, enabled=False):
+                    quantized, vq_loss, figures = self._quantize(latent, step, moving=not is_quiet)
+        restored = self.vqvae.reconstruct(quantized)
+        loss, told = self._image_loss(restored, images)
+        game, verdicts = self._game(loss, restored, images, step)
+        total = loss + self.config.quantizer_weight * vq_loss
+        if isinstance(self.source, PictureSource):
+            figures["unreadable"] = total.new_tensor(float(len(self.unreadable) * world()))  # a mean over processes
+        return total if game is None else total + game, told | figures | verdicts
+
+    def _image_loss(self, restored: Tensor, images: Tensor) -> tuple[Tensor, Figures]:
+        """Difference of pixels, of edges, and of what a network sees, weighed."""
+        config = self.config
+        difference = restored - images
         l1, mse = difference.abs().mean(), difference.square().mean()
         edges = difference.diff(dim=-1).abs().mean() + difference.diff(dim=-2).abs().mean()
-        config = self.config
         loss = config.l1_weight * l1 + config.mse_weight * mse + config.gradient_weight * edges
-        psnr = 10 * torch.log10(4 / mse.detach()).item()
-        return loss + config.quantizer_weight * vq_loss, {"psnr": psnr, **metrics}
+        figures = {"psnr": 10 * torch.log10(4 / mse.detach())}
+        if config.perceptual_weight:
+            (perceptual,) = self._frozen
+            distance = perceptual.to(images.device)(restored, images)
+            loss = loss + config.perceptual_weight * distance
+            figures["lpips"] = distance.detach()
+        return loss, figures
 
-    def _quantize(self, latent: Tensor, moving: bool) -> tuple[Tensor, Tensor, dict[str, float]]:
-        """Straight-through f_hat, (B, Z, h, w); VAR's quantisation loss averaged over scales; figures."""
-        schedule = self.schedules[latent.shape[-1]]
-        quantizer, held = self.vqvae.quantizer, latent.detach()
-        before = torch.zeros_like(held)
-        losses, residuals, chosen = [], [], []
-        for scale, (tokens, f_hat) in enumerate(quantizer.encode_scales(latent, schedule)):
-            losses.append(self.config.commitment * F.mse_loss(f_hat.detach(), latent) + F.mse_loss(f_hat, held))
-            residuals.append(quantizer.next_input(held - before, schedule.sides[scale]).flatten(0, 1))
-            chosen.append(tokens.flatten())
-            before = f_hat.detach()
+    def _quantize(self, latent: Tensor, step: int, moving: bool) -> tuple[Tensor, Tensor, Figures]:
+        """Straight-through f_hat, (B, Z, h, w); the quantisation loss; figures."""
+        schedule, config = self.schedules[latent.shape[-1]], self.config
+        given = quantize(self.vqvae.quantizer, latent, schedule, config.commitment, config.quantizer_loss)
+        if self.training:
+            self.usage.note(schedule, given.tokens, step)
         if self.training and moving:
-            self.average.update(quantizer, torch.cat(residuals), torch.cat(chosen))
-        used = (self.average.counts > self.average.dead_below).float().mean().item()
-        error = (F.mse_loss(before, held) / held.var()).item()
-        return latent + (before - held), torch.stack(losses).mean(), {"codes used": used, "quantising error": error}
+            if config.zero_code:
+                self.average.shortest = self._short(latent)
+            self.average.note(given.residuals, given.tokens)
+        figures = {"quantising error": given.error, **self.usage.figures(schedule, step)}
+        return given.latent, given.loss, figures
+
+    def _game(self, loss: Tensor, restored: Tensor, images: Tensor, step: int) -> tuple[Tensor | None, Figures]:
+        """What both sides of the game add to the loss; nothing before the discriminator begins."""
+        config = self.config
+        if self.discriminator is None or step < self.adversarial_step:
+            return None, {}
+        judgement = judge(self.discriminator, restored, images, config.adversarial_loss)
+        weight = loss.new_tensor(config.adversarial_weight)
+        if config.adversarial_adaptive and loss.requires_grad:
+            weight = weight * adaptive_weight(loss, judgement.loss, self.vqvae.decoder.head.weight)
+        return judgement.add_up(weight), judgement.figures() | {"adversarial weight": weight}
+
+    def opponent(self) -> nn.Module | None:
+        """The discriminator."""
+        return self.discriminator
+
+    def after_step(self, step: int) -> None:
+        """Move the codebook by what all rows of the step chose."""
+        self.average.move(self.vqvae.quantizer)
+        self.usage.agree()
+
+    # -- codebook ---------------------------------------------------------------------------------------------------
+
+    def _prepare_codebook(self, latent: Tensor, step: int) -> None:
+        """Make the codebook before its first use, and quieten it once when the last part begins."""
+        if not self.average.has_started:
+            self._make_codebook(latent)
+        if step == self.quiet_step and self._quiet_since != step:  # once, also when a batch comes in parts
+            quieten(self.vqvae.quantizer, self._short(latent))
+            self._quiet_since = step
+
+    def _short(self, *latents: Tensor) -> Tensor:
+        """Length below which residuals and codes count as short, by the latents of all processes: ()."""
+        squares = torch.cat([each.detach().square().sum(1).flatten() for each in latents]).mean()
+        return self.config.quiet_length * (mean_over_ranks(squares) if world() > 1 else squares).sqrt()
 
     @torch.no_grad()
     def _make_codebook(self, latent: Tensor) -> None:
-        """First codebook: k-means over residuals of a few batches' latents, all scales together."""
-        latents = [latent.detach()]
-        while len(latents) < 16:
-            images = self.source.batch(-len(latents)).contiguous(memory_format=torch.channels_last)
-            with torch.autocast("cpu", torch.bfloat16):
-                latents.append(self.vqvae.encode(images))
-        vectors = torch.cat([multi_scale_residuals(each, self.schedules[each.shape[-1]]) for each in latents])
-        codes = k_means(vectors, self.vqvae.quantizer.config.codebook_size, torch.Generator().manual_seed(0))
+        """First codebook: from residuals of a few batches' latents, all scales together."""
+        latents = [gather_rows(latent.detach())]
+        for number in range(1, FIRST_BATCHES):
+            batch = self.source.batch(-number)
+            self.unreadable.update(dict.fromkeys(batch.unreadable))
+            images = batch.images.to(latent.device).contiguous(memory_format=torch.channels_last)
+            parts = images.split(-(-len(images) // world()))  # no more at once than in a step
+            latents.append(torch.cat([self.vqvae.encode(part) for part in parts]))
+        with torch.autocast(latent.device.type, enabled=False):
+            vectors = torch.cat([multi_scale_residuals(each, self.schedules[each.shape[-1]]) for each in latents])
+            shortest = self._short(*latents) if self.config.zero_code else None
+            codes = first_codes(vectors, self.config, self.vqvae.quantizer.config.codebook_size, shortest)
         self.vqvae.quantizer.codebook.weight.copy_(codes)
         self.average.start(codes)
 
+    # -- what it can do so far --------------------------------------------------------------------------------------
+
+    def evaluate(self) -> dict[str, float]:
+        """How well held-out pictures come back, at the smallest resolution; float32."""
+        config, resolution = self.config, self.resolutions[0]
+        scores = evaluate_reconstruction(
+            self.vqvae,
+            self.held_out,
+            resolution,
+            min(config.evaluate_count, len(self.held_out)),
+            schedule=self._schedule(resolution),
+            features=None if self.features is None else self.features.to(self.vqvae.after_quantizer.weight.device),
+        )
+        self.unreadable.update(dict.fromkeys(scores.unreadable))
+        return scores.figures()
+
     def preview(self, path: Path) -> None:
-        """Held-out scenes above their reconstructions."""
-        scenes = [shapes.sample(shapes.HELD_OUT_SEED + index)[0] for index in range(8)]
-        images = torch.stack([shapes.render_tensor(scene, self.resolutions[0]) for scene in scenes])
-        save_grid(torch.cat([images, reconstruct(self.vqvae, images, self.schedules)]), path, columns=8)
+        """Held-out pictures above their reconstructions."""
+        images, _ = read_pictures(self.held_out, self.resolutions[0], range(min(8, len(self.held_out))))
+        if not len(images):
+            return
+        images = images.to(self.vqvae.after_quantizer.weight.device)
+        pairs = torch.cat([images, reconstruct(self.vqvae, images, self._schedule(self.resolutions[0]))])
+        save_grid(pairs.cpu(), path, columns=len(images))
+
+    def _schedule(self, resolution: int) -> ScaleSchedule:
+        return self.schedules[resolution // self.vqvae.config.factor]
 
 
 def crop_schedule(schedule: ScaleSchedule, side: int) -> ScaleSchedule:
@@ -211,92 +269,8 @@ def start_as_shortcuts(vqvae: MultiScaleVQVAE) -> None:
                 nn.init.zeros_(module.conv.bias)
 
 
-def reconstruct(vqvae: MultiScaleVQVAE, images: Tensor, schedules: dict[int, ScaleSchedule]) -> Tensor:
-    """Images through tokens and back, (B, 3, H, W); `schedules` by last side."""
-    with torch.no_grad():
-        latent = vqvae.encode(images)
-        *_, (_, f_hat) = vqvae.quantizer.encode_scales(latent, schedules[latent.shape[-1]])
-        return vqvae.decode(f_hat)
-
-
 @torch.no_grad()
-def multi_scale_residuals(latent: Tensor, schedule: ScaleSchedule) -> Tensor:
-    """What each scale would have to say if codes were exact: (B, Z, h, w) -> (B * L, Z)."""
-    residual, vectors = latent, []
-    for side in schedule.sides:
-        pooled = F.interpolate(residual, size=(side, side), mode="area")
-        vectors.append(pooled.flatten(2).transpose(1, 2).flatten(0, 1))
-        residual = residual - F.interpolate(pooled, size=latent.shape[-2:], mode="bicubic")
-    return torch.cat(vectors)
-
-
-@torch.no_grad()
-def k_means(vectors: Tensor, count: int, generator: torch.Generator, rounds: int = 12) -> Tensor:
-    """Lloyd's algorithm: (n, Z) -> (count, Z). A centre that nobody chose moves to a random vector."""
-    if len(vectors) < count:
-        vectors = vectors.repeat(-(-count // len(vectors)), 1)
-    centres = vectors[torch.randperm(len(vectors), generator=generator)[:count]].clone()
-    for _ in range(rounds):
-        nearest = torch.cat([torch.cdist(part, centres).argmin(1) for part in vectors.split(8192)])
-        sums = torch.zeros_like(centres).index_add_(0, nearest, vectors)
-        counts = torch.bincount(nearest, minlength=count)
-        lonely = counts == 0
-        centres = sums / counts.clamp(min=1)[:, None]
-        centres[lonely] = vectors[torch.randint(len(vectors), (int(lonely.sum()),), generator=generator)]
-    return centres
-
-
-@torch.no_grad()
-def quieten(quantizer: MultiScaleQuantizer, shortest: Tensor) -> None:
-    """The shortest code becomes zero; every other one below `shortest` goes so far away that nothing chooses it."""
-    codes = quantizer.codebook.weight
-    lengths = codes.norm(dim=1)
-    away = codes / lengths.clamp(min=1e-6)[:, None] * 4 * lengths.max()
-    codes.copy_(torch.where((lengths < shortest)[:, None], away, codes))
-    codes[lengths.argmin()] = 0
-
-
-def length(vectors: Tensor) -> Tensor:
-    """Root mean square of the length over channels: (B, Z, h, w) -> ()."""
-    return vectors.detach().square().sum(1).mean().sqrt()
-
-
-class CodebookAverage(nn.Module):
-    """Each code as the moving average of the residuals that chose it."""
-
-    counts: Tensor
-    sums: Tensor
-    dead_below: Tensor
-
-    def __init__(self, codes: int, width: int, config: VQVAEStageConfig):
-        super().__init__()
-        self.config = config
-        self.register_buffer("counts", torch.zeros(codes))
-        self.register_buffer("sums", torch.zeros(codes, width))
-        self.register_buffer("dead_below", torch.zeros(()))
-
-    def start(self, codes: Tensor) -> None:
-        """Begin with these codes, each as if chosen once."""
-        self.counts.fill_(1.0)
-        self.sums.copy_(codes)
-
-    @torch.no_grad()
-    def update(self, quantizer: MultiScaleQuantizer, residuals: Tensor, chosen: Tensor) -> None:
-        """Move the codebook.
-
-        Args:
-            quantizer: owner of the codebook, whose weight is overwritten.
-            residuals: what was to be said, (n, Z).
-            chosen: the codes that said it, (n,).
-        """
-        counts = torch.bincount(chosen, minlength=len(self.counts)).float()
-        sums = torch.zeros_like(self.sums).index_add_(0, chosen, residuals)
-        self.counts.lerp_(counts, 1 - self.config.codebook_decay)
-        self.sums.lerp_(sums, 1 - self.config.codebook_decay)
-        self.dead_below.fill_(self.config.revive_below * len(chosen) / len(self.counts))
-        dead = self.counts < self.dead_below
-        if dead.any():
-            taken = residuals[torch.randint(len(residuals), (int(dead.sum()),))]
-            self.counts[dead] = len(chosen) / len(self.counts) * 0.1
-            self.sums[dead] = taken * self.counts[dead][:, None]
-        quantizer.codebook.weight.copy_(self.sums / self.counts[:, None])
+def reconstruct(vqvae: MultiScaleVQVAE, images: Tensor, schedule: ScaleSchedule) -> Tensor:
+    """Images through tokens and back, (B, 3, H, W)."""
+    *_, (_, f_hat) = vqvae.quantizer.encode_scales(vqvae.encode(images), schedule)
+    return vqvae.decode(f_hat)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,8 @@ from star_cli.checkpoints.folder import read_model_folder
 from star_cli.cli.app import app
 from star_cli.errors import OptionError
 from star_cli.pipeline import StarPipeline
-from star_cli.training.recipe import RECIPES, find_recipe, read_recipe
+from star_cli.training.fields import to_toml
+from star_cli.training.recipe import RECIPES, find_recipe, read_recipe, recipe_from_dict
 
 TINY = Path(__file__).parent / "tiny.toml"
 
@@ -43,7 +45,7 @@ def test_shipped_recipes_can_be_read() -> None:
         recipe = read_recipe(find_recipe(name))
         assert recipe.default_resolution in recipe.schedules
         for resolution, schedule in recipe.schedules.items():
-            assert schedule.last_side * recipe.vqvae_model.factor == resolution
+            assert schedule.last_side * recipe.vqvae.model.factor == resolution
 
 
 @pytest.mark.parametrize(
@@ -82,3 +84,115 @@ def test_unknown_recipe_names_those_that_exist() -> None:
     with pytest.raises(OptionError) as caught:
         find_recipe("stars")
     assert "star-shapes" in (caught.value.hint or "")
+
+
+def test_recipe_written_out_is_the_same_recipe() -> None:
+    for path in (TINY, find_recipe("star-shapes")):
+        recipe = read_recipe(path)
+        text = recipe.to_toml()
+        assert recipe_from_dict(tomllib.loads(text)) == recipe
+        assert "# Optimiser steps of the stage." in text
+
+
+def test_single_fields_are_changed_and_checked() -> None:
+    recipe = read_recipe(TINY, ["star.loop.steps=9", "star.portions.0.batch_size=1", "name=mine"])
+    assert recipe.star is not None
+    assert (recipe.name, recipe.star.loop.steps, recipe.star.portions[0].batch_size) == ("mine", 9, 1)
+    for change, said in (
+        ("star.loop.stepps=9", "stepps"),
+        ("sta.loop.steps=9", "unknown field sta"),
+        ("star.model.levels=3", "levels is 3"),
+        ("star.loop=3", "wrong kind"),
+        ('star.loop.steps="many"', "steps must be a whole number, not 'many'"),
+    ):
+        with pytest.raises(OptionError, match=said):
+            read_recipe(TINY, [change])
+
+
+def test_batch_size_keeps_the_proportion_of_portions() -> None:
+    recipe = read_recipe(find_recipe("star-shapes")).with_batch_size("star", 8)
+    assert recipe.star is not None
+    assert [portion.batch_size for portion in recipe.star.portions] == [16, 8]
+
+
+def test_stages_one_by_one_make_what_one_command_makes(tmp_path: Path) -> None:
+    tiny = ["--recipe", str(TINY), "--threads", "1"]
+    together = ["train", "all", *tiny, "--out", str(tmp_path / "all"), "--run", str(tmp_path / "run")]
+    assert CliRunner().invoke(app, together).exit_code == 0
+    alone = [*tiny, "--run", str(tmp_path / "steps")]
+    too_early = CliRunner().invoke(app, ["train", "star", *alone])
+    assert too_early.exit_code == 1
+    assert "stage star needs stage clip" in too_early.stderr
+    for stage in ("clip", "vqvae", "star"):
+        result = CliRunner().invoke(app, ["train", stage, *alone])
+        assert result.exit_code == 0, result.stderr
+        assert result.stdout.strip() == str(tmp_path / "steps")
+    finish = ["train", "all", *tiny, "--out", str(tmp_path / "each"), "--run", str(tmp_path / "steps")]
+    assert CliRunner().invoke(app, finish).exit_code == 0
+    assert read_model_folder(tmp_path / "each").hash == read_model_folder(tmp_path / "all").hash
+
+
+def test_transformer_on_the_parts_of_a_model(tmp_path: Path, tiny_model_folder: Path) -> None:
+    base = read_model_folder(tiny_model_folder)
+    resolution = min(base.schedules)
+    command = ["train", "star", "--recipe", str(TINY), "--model", str(tiny_model_folder), "--threads", "1"]
+    sections = {
+        "resolutions": {str(resolution): list(base.schedules[resolution].sides)},
+        "default_resolution": resolution,
+        "star.model.codebook_size": base.vqvae.codebook_size,
+        "star.model.code_dim": base.vqvae.code_dim,
+        "star.model.text_width": base.transformer.text_width,
+        "star.portions": [{"resolution": resolution, "batch_size": 2, "share": 1.0}],
+    }
+    recipe = tomllib.loads(TINY.read_text(encoding="utf-8"))
+    del recipe["finetune"], recipe["clip"], recipe["vqvae"]
+    for path, value in sections.items():
+        *parents, last = path.split(".")
+        place = recipe
+        for key in parents:
+            place = place[key]
+        place[last] = value
+    (tmp_path / "own.toml").write_text(to_toml(recipe | {"base": "?"}), encoding="utf-8")
+    command[3] = str(tmp_path / "own.toml")
+    result = CliRunner().invoke(app, [*command, "--run", str(tmp_path / "run"), "--out", str(tmp_path / "model")])
+    assert result.exit_code == 0, result.stderr
+    made = read_model_folder(tmp_path / "model")
+    assert made.files["vqvae.safetensors"].size_bytes > 0
+    assert made.schedules.keys() == {resolution}
+
+
+def test_shown_recipe_is_a_recipe(tmp_path: Path) -> None:
+    result = CliRunner().invoke(app, ["train", "show", "--recipe", str(TINY), "--set", "seed=8"])
+    assert result.exit_code == 0, result.stderr
+    (tmp_path / "copy.toml").write_text(result.stdout, encoding="utf-8")
+    assert read_recipe(tmp_path / "copy.toml") == read_recipe(TINY, ["seed=8"])
+
+
+def test_a_stable_head_is_one_more_stage(tmp_path: Path) -> None:
+    section = ["loop.steps=2", "loop.learning_rate=1e-3", "first_scale=2", "stage.scenes=6"]
+    section += ["portions=[{ resolution = 32, batch_size = 2, share = 1.0 }]"]
+    command = ["train", "all", "--recipe", str(TINY), "--out", str(tmp_path / "model"), "--run", str(tmp_path / "run")]
+    command += [f"--set=stable.{field}" for field in section]
+    result = CliRunner().invoke(app, [*command, "--threads", "1"])
+    assert result.exit_code == 0, result.stderr
+    made = read_model_folder(tmp_path / "model")
+    assert made.transformer.stable_head
+    assert set(made.provenance["seconds"]) == {"clip", "vqvae", "star", "finetune", "stable"}
+    pipe = StarPipeline.from_pretrained(str(tmp_path / "model"))
+    assert pipe("a red circle", res=32)[0].recipe["stable"] is True
+
+
+def test_stages_behind_a_run_stay_as_they_were_trained(tmp_path: Path) -> None:
+    alone = ["--recipe", str(TINY), "--threads", "1", "--run", str(tmp_path / "run")]
+    narrower = ["--set", "clip.stage.text_width=64", "--set", "vqvae.model.codebook_size=24"]
+    for stage, change in (("vqvae", narrower[2:]), ("clip", narrower[:2])):
+        assert CliRunner().invoke(app, ["train", stage, *alone, *change]).exit_code == 0
+    result = CliRunner().invoke(app, ["train", "star", *alone, "--out", str(tmp_path / "model")])
+    assert result.exit_code == 0, result.stderr
+    made = read_model_folder(tmp_path / "model")
+    assert (made.transformer.text_width, made.transformer.codebook_size) == (64, 24)
+    changed = CliRunner().invoke(
+        app, ["train", "star", *alone, "--set", "star.model.depth=3", "--set", "star.loop.steps=9"]
+    )
+    assert changed.exit_code == 1
+    assert "error:" in changed.stderr

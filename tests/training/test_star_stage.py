@@ -15,15 +15,8 @@ from star_cli.models.config import TransformerConfig
 from star_cli.models.schedule import ScaleSchedule
 from star_cli.models.transformer import StarTransformer
 from star_cli.pipeline import StarPipeline
-from star_cli.training.star import (
-    Portion,
-    StarBatch,
-    StarStage,
-    StarStageConfig,
-    TokenSource,
-    copy_levels,
-    initialise_head,
-)
+from star_cli.training.star import StarStage, StarStageConfig, initialise_head
+from star_cli.training.star_batches import Portion, StarBatch, TokenSource
 
 SMALL, LARGE = ScaleSchedule((1, 2, 4)), ScaleSchedule((1, 2, 4, 8), 3)
 SCHEDULES = {32: SMALL, 64: LARGE}
@@ -101,15 +94,6 @@ def test_a_prefix_has_the_logits_of_the_whole_schedule(tiny_pipeline: StarPipeli
     # the loss hands the whole schedule to the quantiser: phi and the side of f_hat follow from it
     short = stage.transformer(prompted, quantizer.teacher_input(maps[:3], LARGE), prefix)
     assert torch.allclose(whole[:, : prefix.length], short, atol=1e-5)
-
-
-def test_new_level_rows_come_from_the_scale_with_the_nearest_side() -> None:
-    transformer = StarTransformer(MODEL)
-    before = transformer.level_embedding.weight.detach().clone()
-    copy_levels(transformer, SMALL, LARGE)
-    after = transformer.level_embedding.weight
-    assert torch.equal(after[:3], before[:3])
-    assert torch.equal(after[3:], before[[0, 1, 2, 2]])  # sides 1 2 4 8 beside 1 2 4
 
 
 def test_training_lowers_the_loss(tiny_pipeline: StarPipeline) -> None:

@@ -1,0 +1,119 @@
+"""What is trained: the contract between a stage and the loop."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from star_cli.models.config import Config
+from star_cli.training.batches import count_rows, shard
+
+
+class BatchSource(ABC):
+    """Makes the batch of any step, the same one every time. Runs in a worker process, so it must be picklable."""
+
+    @abstractmethod
+    def batch(self, step: int) -> Any:
+        """The batch of one step."""
+
+    def part(self, step: int, rank: int, world: int) -> tuple[Any, int]:
+        """Rows rank::world of a step's batch, and how many rows the whole batch has.
+
+        A source whose rows are dear to make may make these alone.
+
+        Raises:
+            OptionError: there are fewer rows than processes.
+        """
+        batch = self.batch(step)
+        return shard(batch, rank, world), count_rows(batch)
+
+
+class Stage(nn.Module, ABC):
+    """What is trained, on what, by which loss. Its parameters and buffers are what a checkpoint holds."""
+
+    name: str
+    source: BatchSource
+    shards: bool = True
+    """The loss is a mean over the batch's rows, so several processes, or parts of a batch, may share them. Where it is
+    not, every process computes the whole batch, and the first one's weights are the result."""
+    leaves_unused: bool = False
+    """In some steps the loss does not depend on every parameter."""
+    needs_whole: bool = False
+    """It changes its weights by hand, so each process must hold all of them: DDP, not FSDP."""
+    opponent_rate: float = 0.0
+    """Learning rate of the opponent after warm-up; it takes the same course as the loop's."""
+    _frozen: tuple[Any, ...] = ()
+    """Models that help but do not learn; a tuple keeps them out of the stage's parameters."""
+
+    def forward(self, batch: Any, step: int) -> tuple[Tensor, dict[str, float | Tensor]]:
+        """The loss of one batch; what DDP and FSDP wrap."""
+        loss, metrics = self.loss(batch, step)
+        return loss, {name: value.detach() if isinstance(value, Tensor) else value for name, value in metrics.items()}
+
+    @abstractmethod
+    def loss(self, batch: Any, step: int) -> tuple[Tensor, Any]:
+        """The loss of one batch, and figures worth showing by name, floats or scalar tensors. Called under autocast.
+
+        With an opponent it is the sum of both sides' losses, each made so that its gradients reach its own side alone.
+        """
+
+    def opponent(self) -> nn.Module | None:
+        """A part that learns against the rest, such as a discriminator: by an optimiser of its own, clipped apart."""
+        return None
+
+    def after_step(self, step: int) -> None:
+        """Move what moves without gradients, once all parts of a step's batch went through; also when it is skipped."""
+
+    def evaluate(self) -> dict[str, float]:
+        """Figures of held-out data; called in evaluation mode, without autocast, in the first process alone."""
+        return {}
+
+    def hidden_matrices(self) -> list[nn.Parameter]:
+        """Matrices from features to features, which Muon may learn: not embeddings, not the head."""
+        return []
+
+    def preview(self, path: Path) -> None:
+        """Draw what the stage can do so far, as a PNG."""
+
+    # -- where and how it is computed -------------------------------------------------------------------------------
+
+    def to_device(self, device: torch.device | str) -> None:
+        """Move what learns and what helps."""
+        self.to(device)
+        for part in self._frozen:
+            if isinstance(part, nn.Module):
+                part.to(device)
+
+    def set_checkpointing(self, on: bool) -> bool:
+        """Compute activations again in the backward pass, or keep them; False where no part of the stage can."""
+        able = [module for module in self.children() if hasattr(module, "set_checkpointing")]
+        for module in able:
+            module.set_checkpointing(on)  # type: ignore[operator]  # a Module's attributes are Any
+        return bool(able)
+
+    def units(self) -> list[nn.Module]:
+        """Modules of which only one need be whole at a time (FSDP), and which are compiled one by one."""
+        return []
+
+    def adapted(self) -> nn.Module | None:
+        """The module whose linear layers may take low-rank adapters; None: there is none."""
+        return None
+
+    # -- figures ----------------------------------------------------------------------------------------------------
+
+    def tokens(self, batch: Any) -> int:
+        """Tokens that the loss of a batch counts; 0 where it counts none."""
+        return 0
+
+    def flops(self, batch: Any) -> float | None:
+        """Floating-point operations that forward and backward of a batch ask for; None where that is not known."""
+        return None
+
+    def settings(self) -> dict[str, Any]:
+        """Plain data that a resumed run must share with the one it goes on with."""
+        config = getattr(self, "config", None)
+        return {"stage": config.to_dict()} if isinstance(config, Config) else {}

@@ -1,0 +1,91 @@
+"""Going on with a finished model: schedules of new resolutions, and the real command."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from typer.testing import CliRunner
+
+from star_cli.checkpoints.folder import read_model_folder
+from star_cli.checkpoints.known import find_model
+from star_cli.cli.app import app
+from star_cli.errors import OptionError
+from star_cli.pipeline import StarPipeline
+from star_cli.training.finetune import PUBLISHED_SIDES, finetune_recipe, longer_sides
+from star_cli.training.recipe import find_recipe, read_recipe
+
+
+@given(st.lists(st.integers(1, 40), min_size=1, max_size=12, unique=True).map(sorted), st.integers(1, 128))
+def test_a_longer_schedule_rises_from_one_to_its_last_side(sides: list[int], last: int) -> None:
+    longer = longer_sides(sides, last)
+    assert longer[-1] == last
+    assert list(longer) == sorted(set(longer))
+    assert longer[0] == (sides[0] if sides[-1] == last else 1)
+
+
+def test_known_schedules_go_on_in_their_manner() -> None:
+    assert longer_sides((1, 2, 4, 8, 16), 64) == (1, 2, 4, 8, 16, 32, 64)
+    assert longer_sides(PUBLISHED_SIDES[16], 32) == PUBLISHED_SIDES[32]
+    assert longer_sides(PUBLISHED_SIDES[32], 64) == PUBLISHED_SIDES[64]
+    assert longer_sides((1, 3, 9), 17) == (1, 5, 17)
+
+
+def test_the_shipped_model_is_finetuned_as_its_recipe_says() -> None:
+    base, own = find_model("star-shapes"), read_recipe(find_recipe("star-shapes"))
+    recipe = finetune_recipe(base, 256, 512)
+    assert recipe.finetune is not None
+    assert own.finetune is not None
+    assert (recipe.stages, recipe.schedules) == (("finetune",), own.schedules)
+    assert (recipe.finetune.loop, recipe.finetune.portions) == (own.finetune.loop, own.finetune.portions)
+    assert (recipe.store, recipe.data.source) == ("float16", "shapes")
+
+
+def test_a_new_resolution_gets_level_rows_of_its_own() -> None:
+    recipe = finetune_recipe(find_model("star-shapes"), 512, 1024, changes=["finetune.loop.steps=5"])
+    assert recipe.schedules[1024].sides == (1, 2, 4, 8, 16, 32, 64)
+    assert recipe.schedules[1024].first_level == 11
+    assert recipe.finetune is not None
+    assert recipe.finetune.loop.steps == 5
+    assert {portion.resolution for portion in recipe.finetune.portions} == {512, 1024}
+
+
+@pytest.mark.parametrize(("start", "target", "said"), [(300, 512, "does not draw 300"), (256, 500, "no multiple")])
+def test_resolutions_that_cannot_be_are_refused(start: int, target: int, said: str) -> None:
+    with pytest.raises(OptionError, match=said):
+        finetune_recipe(find_model("star-shapes"), start, target)
+
+
+def test_the_command_makes_a_model_that_draws_both(tmp_path: Path, tiny_model_folder: Path) -> None:
+    base = read_model_folder(tiny_model_folder)
+    start = min(base.schedules)
+    target = 2 * max(base.schedules)
+    command = ["finetune", "--from", str(start), "--to", str(target), "--model", str(tiny_model_folder)]
+    command += [
+        "--steps",
+        "3",
+        "--batch-size",
+        "1",
+        "--lr",
+        "1e-3",
+        "--set",
+        "finetune.stage.scenes=64",
+        "--threads",
+        "1",
+    ]
+    command += ["--run", str(tmp_path / "run"), "--out", str(tmp_path / "model")]
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 0, result.stderr
+    made = read_model_folder(tmp_path / "model")
+    assert set(made.schedules) == {*base.schedules, target}
+    assert made.vqvae == base.vqvae
+    pipe = StarPipeline.from_pretrained(str(tmp_path / "model"))
+    for resolution in (start, target):
+        assert pipe("a red circle", res=resolution)[0].pixels.shape == (resolution, resolution, 3)
+    before, after = base.load_transformer().state_dict(), made.load_transformer().state_dict()
+    old_rows = before["level_embedding.weight"].shape[0]
+    assert after["level_embedding.weight"].shape[0] == old_rows + len(made.schedules[target])
+    assert not torch.equal(before["head.weight"], after["head.weight"])
