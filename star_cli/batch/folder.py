@@ -1,0 +1,345 @@
+"""The folder of a batch: its journal, claims and images, and the questions a run asks of them."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import shutil
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Literal, Self
+
+from filelock import FileLock
+
+from star_cli.batch.claims import Claims
+from star_cli.batch.journal import JOURNAL_FILE, Journal, Record
+from star_cli.batch.plan import Job, job_hash, name_key
+from star_cli.batch.template import check_name, numbered
+from star_cli.errors import OptionError, OutputError, OutputPathError, RecipeError
+from star_cli.images import FORMATS, check_writable, read_recipe, write_whole
+
+HIDDEN = ".star"
+"""Folder inside the batch's folder for locks and unfinished files."""
+_TRIES = 5
+_POLL_S = 0.005
+
+State = Literal["kept", "failed", "todo"]
+ClaimState = Literal["kept", "failed", "todo", "taken", "elsewhere"]
+"""And "taken": another process has it in work; "elsewhere": another process did it just now."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a job's image goes."""
+
+    file: str
+    """Inside the folder; / between folders."""
+    overwrite: bool
+    """The file there is the job's own: damaged, or to be drawn again."""
+
+
+class BatchFolder:
+    """A folder of images in which any number of processes work. Used with `with`; threads may share it.
+
+    Args:
+        path: of the folder; made when its parent is there.
+    Raises:
+        OutputPathError: it cannot be made or written into.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.journal = Journal(path / JOURNAL_FILE)
+        self.messages: list[str] = []
+        """What was repaired on entering, in words."""
+        self._claims = Claims(path / HIDDEN)
+        self._lock = FileLock(path / HIDDEN / "lock", thread_local=False)
+        self._threads = threading.Lock()
+
+    def __enter__(self) -> Self:
+        self._make()
+        check_writable(self.path)
+        try:
+            for left in reversed(range(_TRIES)):  # a process that leaves may take the hidden folder with it
+                try:
+                    self._register()
+                    return self
+                except FileNotFoundError:
+                    if not left:
+                        raise
+        except OSError as error:
+            raise OutputPathError(f"{self.path}: {error.strerror or error}") from error
+        raise AssertionError
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.abandon()
+
+    def abandon(self) -> None:
+        """Give up all claims and unfinished files at once."""
+        self._claims.stop()
+        with contextlib.suppress(OSError, OutputError), self.locked():
+            self._claims.leave()
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """No other thread or process changes claims or journal inside."""
+        with self._threads:
+            self._check_there()
+            try:
+                self._lock.acquire(poll_interval=_POLL_S)
+            except OSError as error:
+                raise OutputError(f"cannot lock {self.path}: {error.strerror or error}") from error
+            try:
+                yield
+            finally:
+                self._lock.release()
+
+    # -- questions ----------------------------------------------------------------------------------------------------
+
+    def state(self, job: Job) -> State:
+        """Is the job's image here and whole ("kept"), did it fail before, or is it to be drawn? As last read."""
+        record = self.journal.records.get(job.hash)
+        if record is None:
+            return "todo"
+        if record.status == "failed":
+            return "failed"
+        return "kept" if self.is_whole(record) else "todo"
+
+    def is_whole(self, record: Record) -> bool:
+        """Are the bytes of a journalled image those that were written?"""
+        path = self.path / record.file
+        try:
+            if path.stat().st_size != record.size_bytes:
+                return False
+            with path.open("rb") as file:
+                return hashlib.file_digest(file, "sha256").hexdigest() == record.sha256
+        except OSError:
+            return False
+
+    def place(self, job: Job) -> tuple[Place, bool]:
+        """Where the image goes, and whether it lies there already, journalled by nobody: a crash came between."""
+        record = self.journal.records.get(job.hash)
+        if record is not None and record.status == "done":
+            return Place(record.file, overwrite=True), False
+        count = 1
+        while True:
+            file = numbered(job.file, count)
+            owner = self.journal.owners.get(name_key(file))
+            if owner is None:
+                if not (self.path / file).exists():
+                    return Place(file, overwrite=False), False
+                if self.find_image(file, job.copy) == job.hash:
+                    return Place(file, overwrite=False), True
+            count += 1
+
+    def find_image(self, file: str, copy: int = 0) -> str | None:
+        """Hash of the job that a picture's own recipe tells; None for what is damaged, or not a picture of star."""
+        from PIL import Image
+
+        path = self.path / file
+        if (format := FORMATS.get(path.suffix.lower())) is None:  # noqa: A001
+            return None
+        try:
+            recipe = read_recipe(path)
+            with Image.open(path) as image:
+                image.verify()  # the checksums of a PNG
+            with Image.open(path) as image:
+                image.load()  # every pixel is there
+        except (RecipeError, OSError, ValueError, SyntaxError):
+            return None
+        try:
+            return job_hash(recipe, format, copy)
+        except (TypeError, ValueError):
+            return None
+
+    # -- changes ------------------------------------------------------------------------------------------------------
+
+    def claim(self, job: Job, again: bool = False) -> tuple[ClaimState, Place | None]:
+        """Take a job under the lock, as the folder stands now.
+
+        Args:
+            job: that `state` called for drawing, or that failed and is to be tried again.
+            again: draw it though it is done, unless that happened after this process began.
+        Returns:
+            "todo" and where the image goes; else what became of it in the meantime.
+        """
+        journal = self.journal
+        journal.refresh()
+        is_new = job.hash in journal.new
+        state: State = "todo" if again and not is_new else self.state(job)
+        if state == "kept" or (state == "failed" and is_new):
+            return "elsewhere" if is_new and state == "kept" else state, None
+        if not self._claims.claim(job.hash):
+            return "taken", None
+        place, is_there = self.place(job)
+        if is_there and not again:
+            self._finish(self.found(job, place.file))
+            return "kept", None
+        return "todo", Place(place.file, overwrite=place.overwrite or is_there)
+
+    def found(self, job: Job, file: str) -> Record:
+        """The record of an image that lies here though no journal tells of it."""
+        data = (self.path / file).read_bytes()
+        return record_of(job, file, hashlib.sha256(data).hexdigest(), len(data), 0.0)
+
+    def write(self, place: Place, data: bytes) -> str:
+        """Write an image whole; under another name when its own was just taken.
+
+        Returns:
+            The file's name inside the folder.
+        Raises:
+            OutputPathError: this image cannot be written.
+            OutputError: none can: a full disk, a folder that is gone.
+        """
+        count = 1
+        while True:
+            file = place.file if place.overwrite else numbered(place.file, count)
+            count += 1
+            target = self.path / file
+            self._check_there()
+            try:
+                target.parent.mkdir(parents=True, exist_ok=True)
+                write_whole(target, data, overwrite=place.overwrite, scratch=self._claims.scratch)
+                return file
+            except OutputPathError:
+                if place.overwrite or not target.is_file():
+                    raise
+            except OSError as error:
+                raise OutputPathError(f"cannot make {target.parent}: {error.strerror or error}") from error
+
+    def finish(self, record: Record) -> None:
+        """Journal what became of a claimed job, and give the claim back.
+
+        Raises:
+            OutputError: the journal cannot be written.
+        """
+        with self.locked():
+            self._finish(record)
+
+    def release(self, job: Job) -> None:
+        """Give back a job that was not done."""
+        with contextlib.suppress(OSError, OutputError), self.locked():
+            self._claims.release(job.hash)
+
+    # -- entering -----------------------------------------------------------------------------------------------------
+
+    def _make(self) -> None:
+        if self.path.exists() and not self.path.is_dir():
+            raise OutputPathError(f"{self.path} is a file, not a folder", "give another name")
+        if not self.path.is_dir() and not self.path.parent.is_dir():
+            raise OutputPathError(f"{self.path}: there is no folder {self.path.parent}", "make the folder first")
+        try:
+            self.path.mkdir(exist_ok=True)
+        except OSError as error:
+            raise OutputPathError(f"cannot make folder {self.path}: {error.strerror or error}") from error
+
+    def _check_there(self) -> None:
+        """The lock, and folders inside this one, would be made anew without a word."""
+        if not self._claims.scratch.is_dir():
+            raise OutputError(f"the folder {self.path} is gone", "run the same command again")
+
+    def _register(self) -> None:
+        (self.path / HIDDEN).mkdir(exist_ok=True)
+        with self._threads, self._lock.acquire(poll_interval=_POLL_S):
+            self._claims.register()
+            if dead := self._claims.clear_dead():
+                what = "a run that was stopped" if dead == 1 else f"{dead} runs that were stopped"
+                self.messages.append(f"cleaned up after {what}")
+            self.journal.refresh()
+            if self.journal.damaged:
+                self._repair()
+
+    def _repair(self) -> None:
+        """Keep the damaged journal aside, look at the images again, and write a whole journal."""
+        journal = self.journal
+        where = ", ".join(map(str, journal.damaged[:5])) + (", ..." if len(journal.damaged) > 5 else "")
+        lines = f"{len(journal.damaged)} line{'s' * (len(journal.damaged) > 1)} ({where})"
+        aside, count = journal.path.with_suffix(".damaged.jsonl"), 1
+        while aside.exists():
+            count += 1
+            aside = journal.path.with_suffix(f".damaged-{count}.jsonl")
+        shutil.copyfile(journal.path, aside)
+        found = list(self._unknown_images())
+        write_whole(journal.path, journal.rewritten(found), overwrite=True, scratch=self._claims.scratch)
+        self.journal = Journal(journal.path)
+        self.journal.refresh()
+        told = f"{lines} could not be read, {len(found)} found again in the images; kept as {aside.name}"
+        self.messages.append(f"{journal.path.name}: {told}")
+
+    def _unknown_images(self) -> Iterator[Record]:
+        """Records of the pictures in the folder that no readable line tells of."""
+        seen = set(self.journal.records)
+        for path in sorted(self.path.rglob("*")):
+            file = path.relative_to(self.path).as_posix()
+            if file.startswith(f"{HIDDEN}/") or name_key(file) in self.journal.owners or not path.is_file():
+                continue
+            copy = 0
+            while (job := self.find_image(file, copy)) in seen:
+                copy += 1
+            if job is None or _is_foreign(file):
+                continue
+            seen.add(job)
+            recipe, data = read_recipe(path), path.read_bytes()
+            subject = recipe.get("prompt", recipe.get("class", ""))
+            yield Record(
+                job=job,
+                status="done",
+                file=file,
+                sha256=hashlib.sha256(data).hexdigest(),
+                size_bytes=len(data),
+                res=int(recipe.get("res", 0)),
+                subject=shortened(subject),
+                seed=int(recipe.get("seed", 0)),
+            )
+
+    def _finish(self, record: Record) -> None:
+        self.journal.append(record)
+        self._claims.release(record.job)
+
+
+def record_of(job: Job, file: str, sha256: str, size_bytes: int, seconds: float) -> Record:
+    """The record of a finished job."""
+    return Record(
+        job=job.hash,
+        status="done",
+        file=file,
+        sha256=sha256,
+        seconds=round(seconds, 3),
+        size_bytes=size_bytes,
+        res=job.row.setting.res,
+        line=job.row.line,
+        subject=shortened(job.row.subject),
+        seed=job.seed,
+    )
+
+
+def failure_of(job: Job, error: str, seconds: float) -> Record:
+    """The record of a job that failed."""
+    return Record(
+        job=job.hash,
+        status="failed",
+        seconds=round(seconds, 3),
+        res=job.row.setting.res,
+        line=job.row.line,
+        subject=shortened(job.row.subject),
+        seed=job.seed,
+        error=error,
+    )
+
+
+def shortened(subject: str | int) -> str | int:
+    """A subject for people."""
+    return f"{subject[:200]}..." if isinstance(subject, str) and len(subject) > 200 else subject
+
+
+def _is_foreign(file: str) -> bool:
+    try:
+        check_name(file, "file")
+    except OptionError:
+        return True
+    return False

@@ -1,0 +1,331 @@
+"""`star batch`: draw all prompts of a file, and only what is missing when called again."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from star_cli.asked import checked_dtype
+from star_cli.batch.plan import Plan, read_plan
+from star_cli.batch.rows import KINDS, InputKind, kind_of
+from star_cli.batch.template import DEFAULT_TEMPLATE, NameTemplate
+from star_cli.checkpoints.known import SHIPPED, find_model
+from star_cli.cli import batch_options, console, options
+from star_cli.cli.batch_panel import BatchPanel, batch_panel, clock, failure_in_words
+from star_cli.cli.defaults import user_defaults
+from star_cli.cli.errors import INTERRUPTED, is_debug, shorten
+from star_cli.cli.libraries import hushed
+from star_cli.errors import BatchInputError, OptionError
+
+if TYPE_CHECKING:
+    from star_cli.batch.events import Event, OnEvent
+    from star_cli.batch.folder import BatchFolder
+    from star_cli.batch.runner import Summary
+    from star_cli.batch.selection import Policy
+
+_MOST_NAMED = 20
+
+
+def batch(
+    file: batch_options.InputArg,
+    out: batch_options.DirOpt = None,
+    template: batch_options.TemplateOpt = None,
+    input_format: batch_options.KindOpt = None,
+    res: options.ResOpt = None,
+    model: options.ModelOpt = None,
+    seed: options.SeedOpt = None,
+    num: options.NumOpt = None,
+    guidance: options.GuidanceOpt = None,
+    top_k: options.TopKOpt = None,
+    top_p: options.TopPOpt = None,
+    temperature: options.TemperatureOpt = None,
+    stable: options.StableOpt = None,
+    negative: options.NegativeOpt = None,
+    format: options.FormatOpt = None,  # noqa: A002
+    device: options.DeviceOpt = None,
+    dtype: options.DtypeOpt = None,
+    compat: options.CompatOpt = None,
+    batch_size: batch_options.BatchSizeOpt = None,
+    devices: batch_options.DevicesOpt = None,
+    shard: batch_options.ShardOpt = None,
+    engine: batch_options.EngineOpt = None,
+    redo: batch_options.RedoOpt = False,
+    retry_failed: batch_options.RetryOpt = False,
+    max_failures: batch_options.MaxFailuresOpt = None,
+    contact_sheet: batch_options.ContactSheetOpt = None,
+    dry_run: batch_options.DryRunOpt = False,
+    json: options.JsonOpt = False,
+    quiet: options.QuietOpt = False,
+    debug: options.DebugOpt = False,
+) -> None:
+    """Draw all prompts of a file, and write the paths of the images.
+
+    Call it again after a crash, or with a longer file: only what is missing or damaged is drawn. Each image equals the
+    one that `star generate` draws alone. Exit codes: 0 all done, 1 some failed, 2 the input is bad and nothing was
+    drawn, 130 stopped by Ctrl-C or SIGTERM.
+    """
+    given = {
+        "model": model,
+        "res": res,
+        "seed": seed,
+        "num": num,
+        "negative": negative,
+        "device": device,
+        "dtype": dtype,
+        "guidance": guidance,
+        "top_k": top_k,
+        "top_p": top_p,
+        "temperature": temperature,
+        "stable": stable,
+        "compat": compat,
+    }
+    policy = _policy(batch_size, redo, retry_failed, max_failures, shard)
+    if contact_sheet is not None:
+        _check_sheet(contact_sheet)
+    if devices is not None and (device is not None or engine == "ray"):
+        raise OptionError("--devices stands alone", "leave out --device and --engine")
+    values = {"device": "auto", "dtype": "auto", **user_defaults()}
+    usual = values.pop("format", "png")
+    values |= {name: value for name, value in given.items() if value is not None}
+    values["dtype"] = checked_dtype(values["dtype"], values.get("compat"))
+    names = NameTemplate(template or DEFAULT_TEMPLATE, format, usual)
+    plan = _read(file, input_format, values, names)
+    where = out or Path("batch" if file == "-" else Path(file).stem)
+    if dry_run:
+        from star_cli.cli.batch_dry import list_jobs
+
+        list_jobs(plan, where, policy, json, quiet)
+        return
+    with hushed(debug or is_debug(())):
+        work = _workers(plan, values, policy, devices, engine)
+        summary = _run(work, plan, where, policy, json, quiet)
+    if contact_sheet is not None:
+        _make_sheet(plan, where, policy, contact_sheet, quiet)
+    _end(summary, json, quiet)
+
+
+def _policy(
+    batch_size: int | None, redo: bool, retry_failed: bool, max_failures: int | None, shard: str | None
+) -> Policy:
+    from star_cli.batch.selection import Policy
+
+    return Policy(
+        batch_size=batch_size or None,
+        redo=redo,
+        retry_failed=retry_failed,
+        max_failures=max_failures,
+        shard=batch_options.shard(shard) if shard is not None else (1, 1),
+    )
+
+
+def _read(file: str, kind: InputKind | None, values: Mapping[str, Any], names: NameTemplate) -> Plan:
+    """The plan; whatever is wrong with the input is told line by line.
+
+    Raises:
+        BatchInputError: it cannot be read, or not all of it can be drawn.
+    """
+    folder = find_model(values.get("model", SHIPPED))
+    try:
+        if file == "-":
+            if sys.stdin is None:
+                raise BatchInputError("standard input is closed", "give a file")
+            return read_plan(sys.stdin.buffer, kind or "text", folder, values, names)
+        with Path(file).open("rb") as lines:
+            return read_plan(lines, kind or kind_of(Path(file)), folder, values, names)
+    except BatchInputError as error:
+        for line, message in error.problems:
+            console.say(f"{'stdin' if file == '-' else file}:{line}: {shorten(message, 300)}")
+        raise
+    except (OSError, ValueError) as error:
+        if isinstance(error, OptionError):
+            raise
+        words = getattr(error, "strerror", None) or str(error)
+        hint = f"give a file of prompts ({', '.join(KINDS)}, or text), or -"
+        raise BatchInputError(f"{file}: {words}", hint) from error
+
+
+Work = Callable[["BatchFolder", "OnEvent", Callable[[Callable[[], None]], None]], "Summary"]
+"""Does a batch in a folder; tells events; hands out, once it can be stopped, what stops it."""
+
+
+def _workers(plan: Plan, values: Mapping[str, Any], policy: Policy, devices: str | None, engine: str | None) -> Work:
+    """What will draw: this process, one process a GPU, or a Ray cluster. The model is loaded when it is needed."""
+    device, dtype = str(values["device"]), str(values["dtype"])
+    if engine == "ray":
+        from star_cli.batch.ray_engine import run_on_ray
+
+        return partial(run_on_ray, plan, policy, device, dtype)
+    if devices is not None:
+        from star_cli.batch.workers import find_devices, run_on_devices
+
+        return partial(run_on_devices, plan, policy, find_devices(devices), dtype)
+
+    def here(folder: BatchFolder, on_event: OnEvent, on_ready: Callable[[Callable[[], None]], None]) -> Summary:
+        from star_cli.batch.runner import BatchRunner
+        from star_cli.pipeline import StarPipeline
+
+        pipe = StarPipeline.from_pretrained(plan.folder.path, device=device, dtype=dtype)
+        runner = BatchRunner(pipe, plan, folder, policy)
+        on_ready(runner.stop)
+        return runner.run(on_event)
+
+    return here
+
+
+def _run(work: Work, plan: Plan, where: Path, policy: Policy, json: bool, quiet: bool) -> Summary:
+    from star_cli.batch.folder import BatchFolder
+
+    jobs = policy.count(plan)
+    if json:
+        console.print_json({"event": "start", "jobs": jobs, "folder": str(where)})
+    with _Stopping() as stopping, BatchFolder(where) as folder, batch_panel(jobs, quiet) as panel:
+        for message in folder.messages:
+            console.warn(message, quiet)
+        return work(folder, lambda event: _tell(event, panel, json, quiet), stopping.on_ready)
+
+
+def _tell(event: Event, panel: BatchPanel, json: bool, quiet: bool) -> None:
+    panel.on_event(event)
+    if event.kind == "warning" and event.job is not None:
+        words = shorten(event.message, 200)
+        console.warn(f"line {event.job.row.line}: too long, the model does not read: {words}", quiet)
+    elif event.kind == "failed":
+        console.warn(f"failed: {failure_in_words(event)}", quiet)
+    if json and event.kind != "drawing":
+        with panel.aside():
+            console.print_json(_as_json(event))
+    elif event.kind == "done" and event.path is not None:
+        with panel.aside():
+            console.print_path(event.path)
+
+
+def _as_json(event: Event) -> dict[str, Any]:
+    said: dict[str, Any] = {"event": event.kind}
+    if (job := event.job) is not None:
+        key = "prompt" if isinstance(job.row.subject, str) else "class"
+        said |= {"index": job.index, "line": job.row.line, key: job.row.subject, "seed": job.seed, "job": job.hash}
+        said["res"] = job.row.setting.res
+    if event.path is not None:
+        said["path"] = str(event.path)
+    if event.record is not None and event.record.status == "done":
+        said |= {"sha256": event.record.sha256, "seconds": event.record.seconds}
+    if event.message:
+        said["message"] = event.message
+    return said
+
+
+def _end(summary: Summary, json: bool, quiet: bool) -> None:
+    """The last words, and the exit code."""
+    counts = {"done": summary.done, "kept": summary.kept, "elsewhere": summary.elsewhere, "failed": summary.failed}
+    if json:
+        missing = summary.jobs - sum(counts.values())
+        console.print_json({"event": "end", **counts, "missing": missing, "seconds": round(summary.seconds, 3)})
+    if not quiet:
+        console.say(in_words(summary))
+    if summary.is_stopped:
+        raise KeyboardInterrupt
+    if summary.failed:
+        console.say(f"error: {summary.failed} of {summary.jobs} images failed")
+        for event in summary.failures[:_MOST_NAMED]:
+            console.say(f"  {failure_in_words(event)}")
+        if len(summary.failures) > _MOST_NAMED:
+            console.say(f"  and {summary.failed - _MOST_NAMED} more: see the journal")
+        console.say("hint: call it again with --retry-failed")
+        raise typer.Exit(1)
+
+
+def in_words(summary: Summary) -> str:
+    """What was done, in one line."""
+    parts = [f"{summary.done} drawn in {clock(summary.seconds)}"]
+    if summary.done and summary.seconds > 0:
+        parts[0] += f" ({summary.done / summary.seconds:.2f} images/s)"
+    parts += [f"{count} {what}" for count, what in _others(summary) if count]
+    if summary.gave_up:
+        parts.append("stopped after too many failures")
+    return ", ".join(parts)
+
+
+def _others(summary: Summary) -> list[tuple[int, str]]:
+    missing = summary.jobs - summary.done - summary.kept - summary.elsewhere - summary.failed
+    return [
+        (summary.kept, "were here"),
+        (summary.elsewhere, "drawn by other processes"),
+        (summary.failed, "failed"),
+        (missing, "missing"),
+    ]
+
+
+# -- contact sheet ----------------------------------------------------------------------------------------------------
+
+
+def _check_sheet(path: Path) -> None:
+    from star_cli.images import check_target, format_of
+
+    format_of(path)
+    check_target(path, overwrite=True)
+
+
+def _make_sheet(plan: Plan, where: Path, policy: Policy, out: Path, quiet: bool) -> None:
+    """Of what is there, in the order of the input."""
+    from star_cli.batch.folder import BatchFolder
+    from star_cli.batch.sheet import MOST, Layout, write_sheet
+
+    journal = BatchFolder(where).journal
+    journal.refresh()
+    pictures = []
+    for job in plan.jobs():
+        record = journal.records.get(job.hash)
+        if policy.has(job) and record is not None and record.status == "done":
+            pictures.append(where / record.file)
+        if len(pictures) > MOST:
+            break
+    if not pictures:
+        console.warn("no images, no contact sheet", quiet)
+        return
+    if len(pictures) > MOST:
+        console.warn(f"the contact sheet holds the first {MOST:,} images", quiet)
+    for path, error in write_sheet(pictures[:MOST], out, Layout(), overwrite=True):
+        console.warn(f"{path} cannot be read: {error}", quiet)
+
+
+# -- signals ----------------------------------------------------------------------------------------------------------
+
+
+class _Stopping:
+    """Ctrl-C and SIGTERM: the first ends the work in good order, the second ends the process at once."""
+
+    def __init__(self) -> None:
+        self._stop: Callable[[], None] | None = None
+        self._asked = 0
+        self._before: dict[int, Any] = {}
+
+    def on_ready(self, stop: Callable[[], None]) -> None:
+        """From now on there is work that can be stopped in good order."""
+        self._stop = stop
+
+    def __enter__(self) -> _Stopping:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._before[number] = signal.signal(number, self._answer)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+        for number, before in self._before.items():
+            signal.signal(number, before)
+        if self._asked > 1:  # threads may be in the middle of anything: the interpreter's own end would wait for them
+            console.say("interrupted")
+            os._exit(INTERRUPTED)
+
+    def _answer(self, number: int, frame: object) -> None:
+        self._asked += 1
+        if self._stop is None or self._asked > 1:
+            raise KeyboardInterrupt
+        self._stop()

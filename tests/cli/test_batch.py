@@ -1,0 +1,275 @@
+"""`star batch` and `star sheet`: what goes in, what is said, how it ends."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from star_cli.images import read_recipe
+from star_cli.pipeline import GeneratedImage, ImageJob, StarPipeline
+from tests.cli.command import Star
+
+
+@pytest.fixture
+def batch(star: Star, tiny_model_folder: Path) -> Star:
+    """`star batch` with the tiny model."""
+
+    def run(*arguments: object, input: str | bytes | None = None) -> Any:  # noqa: A002
+        return star("batch", *arguments, "--model", tiny_model_folder, input=input)
+
+    return run
+
+
+@pytest.fixture
+def prompts(folder: Path) -> Path:
+    path = folder / "prompts.txt"
+    path.write_text("# two\na red circle\n\na cat\n")
+    return path
+
+
+def events_of(output: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in output.splitlines()]
+
+
+# -- what is drawn ----------------------------------------------------------------------------------------------------
+
+
+def test_a_file_of_prompts_is_drawn_into_a_folder_of_its_name(batch: Star, folder: Path, prompts: Path) -> None:
+    result = batch(prompts.name)
+    assert (result.exit_code, result.stdout) == (
+        0,
+        "prompts/00001-a-red-circle-0.png\nprompts/00002-a-cat-0.png\n",
+    ), result.stderr
+    assert result.stderr.startswith("2 drawn in 0:0")
+    names = sorted(path.name for path in (folder / "prompts").iterdir())
+    assert names == ["00001-a-red-circle-0.png", "00002-a-cat-0.png", "star-batch.jsonl"]
+
+
+def test_each_image_is_the_one_that_generate_draws(
+    batch: Star, star: Star, folder: Path, tiny_model_folder: Path
+) -> None:
+    flags = ["--res", 64, "--top-k", 5, "--negative", "blue", "--guidance", 1.5]
+    batch("-", "--out", "all", "--num", 2, "--seed", 3, *flags, input="a red circle\na cat\n")
+    star("generate", "a cat", "--seed", 4, "--out", "alone.png", "--model", tiny_model_folder, *flags)
+    assert (folder / "all" / "00004-a-cat-4.png").read_bytes() == (folder / "alone.png").read_bytes()
+
+
+def test_called_again_it_draws_what_is_new_and_says_what_was_here(batch: Star, prompts: Path) -> None:
+    batch(prompts.name)
+    prompts.write_text(prompts.read_text() + "a dog\n")
+    result = batch(prompts.name)
+    assert (result.exit_code, result.stdout) == (0, "prompts/00003-a-dog-0.png\n")
+    assert "2 were here" in result.stderr
+
+
+def test_standard_input_goes_into_batch(batch: Star, folder: Path) -> None:
+    assert batch("-", input="\ufeffx\r\n").stdout == "batch/00001-x-0.png\n"
+    rows = batch("-", "--input-format", "jsonl", "--out", "b", input='{"prompt": "y", "seed": 5, "out": "z.webp"}')
+    assert rows.stdout == "b/z.webp\n"
+    assert read_recipe(folder / "b" / "z.webp")["seed"] == 5
+
+
+def test_template_and_format_name_the_files(batch: Star) -> None:
+    result = batch("-", "--template", "{res}/{slug}.webp", input="x\n")
+    assert result.stdout == "batch/32/x.webp\n"
+    assert batch("-", "--out", "b", "--format", "jpeg", input="x\n").stdout == "b/00001-x-0.jpg\n"
+
+
+def test_quiet_says_nothing(batch: Star, prompts: Path) -> None:
+    result = batch(prompts.name, "--quiet")
+    assert (result.exit_code, result.stderr) == (0, "")
+
+
+def test_json_tells_every_event(batch: Star, prompts: Path) -> None:
+    batch("-", "--out", "prompts", input="a red circle\n")
+    start, kept, done, end = events_of(batch(prompts.name, "--json").stdout)
+    assert start == {"event": "start", "jobs": 2, "folder": "prompts"}
+    assert (kept["event"], kept["prompt"], kept["path"]) == ("kept", "a red circle", "prompts/00001-a-red-circle-0.png")
+    assert (done["event"], done["line"], done["seed"], done["res"], len(done["sha256"])) == ("done", 4, 0, 32, 64)
+    assert (end["done"], end["kept"], end["failed"], end["missing"]) == (1, 1, 0, 0)
+
+
+def test_shards_and_devices_draw_the_same(batch: Star, folder: Path) -> None:
+    text = "a\nb\nc\n"
+    assert batch("-", "--shard", "2/2", "--out", "all", input=text).stdout == "all/00002-b-0.png\n"
+    assert batch("-", "--shard", "1/2", "--out", "all", input=text).stdout.count("\n") == 2
+
+
+# -- before anything is drawn -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def no_drawing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(*arguments: object, **options: object) -> None:
+        raise AssertionError("a model was loaded")
+
+    monkeypatch.setattr(StarPipeline, "from_pretrained", load)
+
+
+@pytest.mark.usefixtures("no_drawing")
+def test_bad_input_is_told_whole_before_work(batch: Star, folder: Path) -> None:
+    (folder / "rows.csv").write_text("prompt,seed\nx,1\ny,-1\n,2\nz,zero\n")
+    result = batch("rows.csv")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr.splitlines() == [
+        "rows.csv:3: --seed must be a whole number of at least 0, not -1",
+        "rows.csv:4: there is no prompt",
+        "rows.csv:5: seed must be a whole number, not 'zero'",
+        "error: 3 lines of the input cannot be drawn",
+        "hint: nothing was drawn: correct the input",
+    ]
+    assert [path.name for path in folder.iterdir()] == ["rows.csv"]
+
+
+@pytest.mark.usefixtures("no_drawing")
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["none.txt"], "none.txt: No such file or directory"),
+        (["."], ".: Is a directory"),
+        (["-", "--res", "300"], "model tiny draws 32 or 64 pixels, not 300"),
+        (["-", "--template", "../{slug}"], "leads out of the folder"),
+        (["-", "--template", "{sluk}"], "unknown field {sluk}"),
+        (["-", "--batch-size", "0"], "neither auto nor a whole number"),
+        (["-", "--max-failures", "0"], "--max-failures must be"),
+        (["-", "--shard", "3/2"], "--shard must be I/N with I from 1 to N, not 3/2"),
+        (["-", "--shard", "x"], "--shard must be I/N, not x"),
+        (["-", "--devices", "cpu", "--device", "cpu"], "--devices stands alone"),
+        (["-", "--devices", "9999"], "torch sees no such device here"),
+        (["-", "--devices", "cpu,,cpu"], "name each device"),
+        (["-", "--contact-sheet", "sheet.gif"], "unknown suffix '.gif'"),
+        (["-", "--contact-sheet", "none/sheet.png"], "there is no folder none"),
+        (["-", "--compat", "official", "--dtype", "bfloat16"], "--compat official needs the weights in float32"),
+    ],
+)
+def test_what_cannot_be_done_is_refused(batch: Star, folder: Path, arguments: list[str], words: str) -> None:
+    result = batch(*arguments, input="x\n")
+    assert result.exit_code == 2
+    assert words in result.stderr
+    assert list(folder.iterdir()) == []
+
+
+@pytest.mark.parametrize("where", ["file", "none/deep"])
+def test_folder_that_cannot_be_made_is_refused(batch: Star, folder: Path, where: str) -> None:
+    (folder / "file").touch()
+    result = batch("-", "--out", where, input="x\n")
+    assert result.exit_code == 2
+    assert result.stderr.startswith("error: ")
+
+
+@pytest.mark.usefixtures("no_drawing")
+def test_dry_run_lists_jobs_and_leaves_nothing(batch: Star, folder: Path, prompts: Path) -> None:
+    result = batch(prompts.name, "--dry-run")
+    assert result.exit_code == 0
+    assert [line.split("\t") for line in result.stdout.splitlines()] == [
+        ["draw", "prompts/00001-a-red-circle-0.png", "0", "32", "a red circle"],
+        ["draw", "prompts/00002-a-cat-0.png", "0", "32", "a cat"],
+    ]
+    assert result.stderr == "2 to draw: time unknown before a first image, at most 0.0 MB\n"
+    assert [path.name for path in folder.iterdir()] == ["prompts.txt"]
+
+
+def test_dry_run_knows_what_is_done(batch: Star, folder: Path, prompts: Path) -> None:
+    batch("-", "--out", "prompts", input="a red circle\n")
+    job, other, plan = events_of(batch(prompts.name, "--dry-run", "--json").stdout)
+    assert (job["state"], other["state"], other["path"]) == ("kept", "draw", "prompts/00002-a-cat-0.png")
+    assert (plan["event"], plan["draw"], plan["kept"]) == ("plan", 1, 1)
+    assert plan["seconds"] >= 0
+    assert plan["bytes"] == pytest.approx((folder / "prompts" / "00001-a-red-circle-0.png").stat().st_size)
+
+
+# -- failures ---------------------------------------------------------------------------------------------------------
+
+
+def test_some_failed_is_exit_code_1_with_their_names(batch: Star, monkeypatch: pytest.MonkeyPatch) -> None:
+    draw = StarPipeline.draw_jobs
+
+    def draw_jobs(self: StarPipeline, jobs: Sequence[ImageJob], **options: Any) -> Iterator[GeneratedImage]:
+        if any(job.subject == "bad" for job in jobs):
+            raise RuntimeError("boom")
+        yield from draw(self, jobs, **options)
+
+    monkeypatch.setattr(StarPipeline, "draw_jobs", draw_jobs)
+    result = batch("-", input="x\nbad\ny\n")
+    assert result.exit_code == 1
+    assert result.stdout == "batch/00001-x-0.png\nbatch/00003-y-0.png\n"
+    assert result.stderr.splitlines()[-3:] == [
+        "error: 1 of 3 images failed",
+        "  line 2, 'bad', seed 0: RuntimeError: boom",
+        "hint: call it again with --retry-failed",
+    ]
+    again = batch("-", "--json", input="x\nbad\ny\n")
+    assert again.exit_code == 1
+    assert [event["event"] for event in events_of(again.stdout)][1:-1] == ["kept", "failed before", "kept"]
+    monkeypatch.setattr(StarPipeline, "draw_jobs", draw)
+    assert batch("-", "--retry-failed", input="x\nbad\ny\n").exit_code == 0
+
+
+def test_a_repaired_journal_is_told(batch: Star, folder: Path) -> None:
+    batch("-", input="x\n")
+    with (folder / "batch" / "star-batch.jsonl").open("ab") as journal:
+        journal.write(b'{"v": 1, "jo')
+    result = batch("-", input="x\n")
+    assert (result.exit_code, result.stdout) == (0, "")
+    assert "warning: star-batch.jsonl: 1 line (2) could not be read" in result.stderr
+
+
+# -- sheets -----------------------------------------------------------------------------------------------------------
+
+
+def test_contact_sheet_holds_every_image(batch: Star, folder: Path) -> None:
+    result = batch("-", "--contact-sheet", "sheet.png", input="a\nb\nc\n")
+    assert result.exit_code == 0, result.stderr
+    with Image.open(folder / "sheet.png") as sheet:
+        assert sheet.size == (2 * 200 + 8, 2 * (192 + 52 + 8) + 8)
+        shown = sheet.crop((8, 8, 40, 40))
+        with Image.open(folder / "batch" / "00001-a-0.png") as first:
+            assert first.size == (32, 32)
+            place = (8 + 80, 8 + 80)
+            assert sheet.crop((*place, place[0] + 32, place[1] + 32)).tobytes() == first.convert("RGB").tobytes()
+    assert shown.size == (32, 32)
+
+
+def test_sheet_of_a_folder(star: Star, batch: Star, folder: Path) -> None:
+    batch("-", input="a\nb\nc\n")
+    (folder / "batch" / "broken.png").write_bytes(b"no picture")
+    result = star("sheet", "batch", "--columns", 4, "--cell", 48, "--no-captions", "--out", "row.jpg")
+    assert (result.exit_code, result.stdout) == (0, "row.jpg\n")
+    assert "broken.png cannot be read" in result.stderr
+    with Image.open(folder / "row.jpg") as sheet:
+        assert (sheet.format, sheet.size) == ("JPEG", (4 * 56 + 8, 56 + 8))
+
+
+def test_captions_tell_prompt_and_seed(star: Star, batch: Star, folder: Path) -> None:
+    batch("-", input=f"a\n{'word ' * 60}\n{'x' * 300}\n赤い丸\n")
+    assert star("sheet", "batch").exit_code == 0
+    assert star("sheet", "batch", "--no-captions", "--out", "plain.png").exit_code == 0
+    with Image.open(folder / "sheet.png") as sheet, Image.open(folder / "plain.png") as plain:
+        assert sheet.width == plain.width
+        assert sheet.height > plain.height
+        below = sheet.crop((0, 200, sheet.width, 250))
+        assert below.getextrema() != ((255, 255),) * 3  # ink
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["none"], "none: no such file or folder"),
+        (["."], "there are no pictures for the sheet"),
+        ([".", "--out", "x.bmp"], "unknown suffix '.bmp'"),
+        ([".", "--columns", "0"], "--columns must be"),
+        ([".", "--cell", "5"], "--cell must be"),
+        ([".", "--out", "here.png"], "here.png exists"),
+    ],
+)
+def test_sheet_that_cannot_be_made_is_refused(star: Star, folder: Path, arguments: list[str], words: str) -> None:
+    if "here.png" in arguments:
+        Image.new("RGB", (8, 8)).save(folder / "here.png")
+    result = star("sheet", *arguments)
+    assert result.exit_code == 2
+    assert words in result.stderr
