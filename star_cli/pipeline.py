@@ -9,7 +9,7 @@ Letters: B images, H W pixels.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +23,7 @@ from star_cli.checkpoints.known import SHIPPED, find_model
 from star_cli.classes import check_class, find_class
 from star_cli.errors import OptionError
 from star_cli.generation.official import as_published, decode_as_published
-from star_cli.generation.options import SamplingOptions, check_compat
+from star_cli.generation.options import LARGEST_SEED, SamplingOptions, check_compat
 from star_cli.generation.randomness import Randomness, random_generators
 from star_cli.generation.sampler import Drawn, OnScale, draw
 from star_cli.images import encode_image, format_of, to_uint8, to_uint8_truncated, write_whole
@@ -36,7 +36,6 @@ from star_cli.models.vqvae import MultiScaleVQVAE
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-LARGEST_SEED = 2**63 - 1
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -80,12 +79,18 @@ class GeneratedImage:
 
 
 @dataclass(frozen=True)
-class _Job:
+class ImageJob:
     """One image to draw."""
 
     subject: str | int
     """Prompt or class."""
     seed: int
+    negative: str = ""
+    """What guidance leads away from."""
+
+
+Told = tuple[Condition, Condition]
+"""What the transformer is told of each image, and what guidance leads away from."""
 
 
 class StarPipeline:
@@ -207,23 +212,58 @@ class StarPipeline:
         subjects = self._subjects(prompts, classes, negative)
         _check_numbers(seed, num)
         res = self.default_resolution if res is None else res
-        schedule = self._schedule(res)
-        options = (options or self.defaults).for_head(self.transformer.config.stable_head)
-        jobs = [_Job(subject, seed + index) for subject in subjects for index in range(num)]
-        if options.compat == "official":
-            return [self._draw_as_published(jobs, schedule, res, negative, options, on_scale)]
-        images = []
-        for start in range(0, len(jobs), self.max_batch):
-            batch = jobs[start : start + self.max_batch]
-            generators = random_generators([job.seed for job in batch])
-            conditions = self._conditions(batch, negative)
-            progress = _shift(on_scale, start, len(jobs), self.max_batch)
-            drawn = self._draw(conditions, schedule, options, generators, progress)
-            for row, job in enumerate(batch):
-                token_maps = [token_map[row] for token_map in drawn.token_maps]
-                pixels, recipe = self._decode(token_maps, schedule), self._recipe(job, negative, res, options)
-                images.append(GeneratedImage(pixels, recipe, [token_map.cpu() for token_map in token_maps]))
+        options = options or self.defaults
+        jobs = [ImageJob(subject, seed + index, negative) for subject in subjects for index in range(num)]
+        at_once = 1 if options.compat == "official" else self.max_batch
+        check_compat(options, len(jobs), self._dtype_name)
+        images: list[GeneratedImage] = []
+        for start in range(0, len(jobs), at_once):
+            progress = _shift(on_scale, start, len(jobs), at_once)
+            images += self.draw_jobs(jobs[start : start + at_once], res=res, options=options, on_scale=progress)
         return images
+
+    def tell(self, jobs: Sequence[ImageJob]) -> Told:
+        """Read the words of some images: the part of `draw_jobs` that another thread may do ahead."""
+        if self.text_encoder is None:
+            labels = torch.tensor([job.subject for job in jobs], device=self.device)
+            nothing = torch.full_like(labels, self.transformer.config.classes)
+            return ClassCondition(labels), ClassCondition(nothing)
+        condition = self.text_encoder.encode([str(job.subject) for job in jobs]).to(self.device)
+        return condition, self.text_encoder.encode([job.negative for job in jobs]).to(self.device)
+
+    def draw_jobs(
+        self,
+        jobs: Sequence[ImageJob],
+        *,
+        res: int,
+        options: SamplingOptions,
+        told: Told | None = None,
+        on_scale: OnScale | None = None,
+    ) -> Iterator[GeneratedImage]:
+        """Draw some images in one pass, whatever their prompts, negative prompts and seeds; `__call__` checks more.
+
+        Args:
+            jobs: at most what memory allows; one with `options.compat` "official".
+            res: side in pixels.
+            options: how all of them are drawn.
+            told: what `tell` gave for these jobs.
+            on_scale: progress callback.
+        Returns:
+            The images in the order of the jobs, each as soon as it is decoded.
+        Raises:
+            OptionError: a resolution that the model does not draw, options that the weights or the jobs rule out.
+        """
+        schedule = self._schedule(res)
+        options = options.for_head(self.transformer.config.stable_head)
+        told = told or self.tell(jobs)
+        if options.compat == "official":
+            yield self._draw_as_published(jobs, told, schedule, res, options, on_scale)
+            return
+        drawn = self._draw(told, schedule, options, random_generators([job.seed for job in jobs]), on_scale)
+        for row, job in enumerate(jobs):
+            token_maps = [token_map[row] for token_map in drawn.token_maps]
+            pixels, recipe = self._decode(token_maps, schedule), self._recipe(job, res, options)
+            yield GeneratedImage(pixels, recipe, [token_map.cpu() for token_map in token_maps])
 
     def _schedule(self, res: int) -> ScaleSchedule:
         if res not in self.schedules:
@@ -254,48 +294,38 @@ class StarPipeline:
         count = self.transformer.config.classes
         return [find_class(one, count) if isinstance(one, str) else check_class(one, count) for one in named]
 
-    def _conditions(self, jobs: Sequence[_Job], negative: str) -> tuple[Condition, Condition]:
-        """What the transformer is told, and what guidance leads away from."""
-        if self.text_encoder is None:
-            labels = torch.tensor([job.subject for job in jobs], device=self.device)
-            nothing = torch.full_like(labels, self.transformer.config.classes)
-            return ClassCondition(labels), ClassCondition(nothing)
-        condition = self.text_encoder.encode([str(job.subject) for job in jobs]).to(self.device)
-        return condition, self.text_encoder.encode([negative] * len(jobs)).to(self.device)
-
     def _draw(
         self,
-        conditions: tuple[Condition, Condition],
+        told: Told,
         schedule: ScaleSchedule,
         options: SamplingOptions,
         randomness: Randomness,
         on_scale: OnScale | None,
     ) -> Drawn:
-        return draw(self.transformer, self.vqvae.quantizer, *conditions, schedule, options, randomness, on_scale)
+        return draw(self.transformer, self.vqvae.quantizer, *told, schedule, options, randomness, on_scale)
 
     @torch.inference_mode()
     def _draw_as_published(
         self,
-        jobs: Sequence[_Job],
+        jobs: Sequence[ImageJob],
+        told: Told,
         schedule: ScaleSchedule,
         res: int,
-        negative: str,
         options: SamplingOptions,
         on_scale: OnScale | None,
     ) -> GeneratedImage:
-        """One image with the published code's random stream and rounding.
+        """One image with the published code's random stream and rounding; its text was read outside autocast.
 
         Raises:
             OptionError: several images, for which that code lets one change the other; weights that are not float32.
         """
-        check_compat(options, len(jobs), str(self.dtype).removeprefix("torch."))
+        check_compat(options, len(jobs), self._dtype_name)
         (job,) = jobs
-        conditions = self._conditions(jobs, negative)  # the text encoder runs in float32, outside autocast
         with as_published(job.seed, self.device) as randomness:
-            drawn = self._draw(conditions, schedule, options, randomness, on_scale)
+            drawn = self._draw(told, schedule, options, randomness, on_scale)
             pixels = decode_as_published(self.vqvae, drawn.f_hat, self._is_by_class)
         token_maps = [token_map[0].cpu() for token_map in drawn.token_maps]
-        return GeneratedImage(to_uint8_truncated(pixels).cpu(), self._recipe(job, negative, res, options), token_maps)
+        return GeneratedImage(to_uint8_truncated(pixels).cpu(), self._recipe(job, res, options), token_maps)
 
     @torch.inference_mode()
     def _decode(self, token_maps: list[Tensor], schedule: ScaleSchedule) -> Tensor:
@@ -308,17 +338,21 @@ class StarPipeline:
         *_, f_hat = self.vqvae.quantizer.decode_scales(tokens, schedule)
         return to_uint8(self.vqvae.decode(f_hat)[0].cpu())
 
-    def _recipe(self, job: _Job, negative: str, res: int, options: SamplingOptions) -> dict[str, Any]:
-        told = {"class": job.subject} if self._is_by_class else {"prompt": job.subject, "negative": negative}
+    @property
+    def _dtype_name(self) -> str:
+        return str(self.dtype).removeprefix("torch.")
+
+    def _recipe(self, job: ImageJob, res: int, options: SamplingOptions) -> dict[str, Any]:
+        subject = {"class": job.subject} if self._is_by_class else {"prompt": job.subject, "negative": job.negative}
         return {
-            **told,
+            **subject,
             "res": res,
             "seed": job.seed,
             **options.to_dict(),
             "model": self.name,
             "model_hash": self.model_hash,
             "device": self.device.type,
-            "dtype": str(self.dtype).removeprefix("torch."),
+            "dtype": self._dtype_name,
             "star_version": __version__,
         }
 
@@ -326,6 +360,8 @@ class StarPipeline:
 def choose_device(requested: str = "auto") -> tuple[torch.device, str]:
     """The device to draw on, and why: "auto" takes the fastest that is there.
 
+    Args:
+        requested: "auto", "cpu", "cuda", "mps", or one GPU of several: "cuda:1".
     Raises:
         OptionError: an unknown device, or one that this machine does not have.
     """
@@ -333,9 +369,10 @@ def choose_device(requested: str = "auto") -> tuple[torch.device, str]:
     if requested == "auto":
         name = next(name for name, is_there in has.items() if is_there)
         return torch.device(name), "no GPU that torch can use" if name == "cpu" else f"torch sees a {name} device"
-    if requested not in has:
+    kind, _, number = requested.partition(":")
+    if kind not in has or (number and not (kind == "cuda" and number.isdecimal())):
         raise OptionError(f"--device must be auto, {', '.join(has)}, not {requested}")
-    if not has[requested]:
+    if not has[kind] or int(number or 0) >= max(1, torch.cuda.device_count()):
         raise OptionError(f"--device {requested}: torch sees no such device here", "use --device auto")
     return torch.device(requested), "asked for"
 

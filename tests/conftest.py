@@ -50,9 +50,12 @@ def pytest_unconfigure() -> None:
 def _own_user_folders(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """No test sees the user's home or caches, nor what another test left in its own."""
     home = tmp_path_factory.mktemp("home")
+    for name in [name for name in os.environ if name.startswith("STAR_")]:
+        monkeypatch.delenv(name)
     monkeypatch.setenv("HOME", str(home))
     monkeypatch.setenv("XDG_CACHE_HOME", str(home / ".cache"))
     monkeypatch.setenv("STAR_CACHE", str(home / "star-cache"))
+    monkeypatch.setenv("STAR_CONFIG", str(home / "star.toml"))
 
 
 @pytest.fixture(scope="session")

@@ -18,7 +18,8 @@ from star_cli.pipeline import StarPipeline
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 RESOLUTIONS = {"512": "64", "256": "32"}  # what the tiny model draws
-SHELL = ("generate.md", "info.md", "models.md", "doctor.md")  # training takes longer than a test may
+# training takes longer than a test may
+SHELL = ("generate.md", "batch.md", "sheet.md", "config.md", "info.md", "models.md", "doctor.md")
 REST_OF_SHELL = {"|", ">", "<", "&&"}
 
 
@@ -57,10 +58,13 @@ def test_commands_of_a_page_run_one_after_the_other(page: str, tiny_pipeline: St
     (image,) = tiny_pipeline("a picture to look at")
     image.recipe["model"] = known.SHIPPED
     image.save("picture.png")
+    Path("prompts.txt").write_text("a red circle\na blue square\n", encoding="utf-8")
+    Path("rows.csv").write_text("prompt,seed\na red circle,7\n", encoding="utf-8")
     for line in blocks(page, "bash")[0].splitlines():
         words = [RESOLUTIONS.get(word, word) for word in shlex.split(line, comments=True)]
         end = next((place for place, word in enumerate(words) if word in REST_OF_SHELL), len(words))
         assert words[0] == "star"
         result = CliRunner().invoke(app, words[1:end], input="a red circle\n\na blue square\n")
-        assert (result.exit_code, result.stderr) == (0, ""), line
+        assert result.exit_code == 0, (line, result.stderr)
+        assert not re.search("^(error|warning):", result.stderr, re.MULTILINE), (line, result.stderr)
         assert result.stdout_bytes != b""

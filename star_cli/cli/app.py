@@ -16,11 +16,17 @@ from typer.core import TyperGroup
 
 from star_cli import __version__
 from star_cli.cli import console
+from star_cli.cli.batch import batch
+from star_cli.cli.config import config
+from star_cli.cli.data import app as data
 from star_cli.cli.doctor import doctor
 from star_cli.cli.errors import INTERRUPTED, TERMINATED, TerminatedError, explain, is_debug
+from star_cli.cli.finetune import finetune
 from star_cli.cli.generate import generate
 from star_cli.cli.info import info
+from star_cli.cli.man import man
 from star_cli.cli.models import models
+from star_cli.cli.sheet import sheet
 from star_cli.cli.train import app as train
 from star_cli.cli.weights import app as weights
 
@@ -50,9 +56,15 @@ app = typer.Typer(
 
 # One line a command. None of these modules imports torch or transformers; commands do, once they run.
 app.command()(generate)
+app.command()(batch)
+app.command()(sheet)
 app.command()(info)
 app.command()(models)
 app.command()(doctor)
+app.command()(finetune)
+app.add_typer(data, name="data")
+app.command()(config)
+app.command()(man)
 app.add_typer(train, name="train")
 app.add_typer(weights, name="weights")
 
@@ -79,8 +91,21 @@ def star(
 
 
 def main() -> None:
-    """Entry point of the installed command."""
-    app(prog_name="star")
+    """Entry point of the installed command.
+
+    An impatient second Ctrl-C does not change how an interrupted run ends: while the interpreter shuts down, the
+    signal would otherwise kill the process before it has given its exit code.
+    """
+    try:
+        try:
+            app(prog_name="star")
+        except SystemExit as end:
+            if end.code in (INTERRUPTED, TERMINATED):
+                for number in (signal.SIGINT, signal.SIGTERM):
+                    signal.signal(number, signal.SIG_IGN)
+            raise
+    except KeyboardInterrupt:  # it came between the last words of the run and here
+        sys.exit(INTERRUPTED)
 
 
 def _end(call: Callable[[], Any], debug: bool) -> int:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
     from rich.table import Table
 
-    from star_cli.training.loop import Progress as TrainingProgress
+OnNamed = Callable[[str, int, int], None]
 
 _CONTROLS = {"Cc", "Cs", "Zl", "Zp"}  # control characters, half characters, line and paragraph separators
 _DIRECTIONS = {*map(chr, range(0x202A, 0x202F)), *map(chr, range(0x2066, 0x206A))}  # they reorder what stands around
@@ -178,7 +178,7 @@ def say(text: str) -> None:
 @contextmanager
 def scales(title: str, quiet: bool = False) -> Iterator[Callable[[int, int], None] | None]:
     """A bar over the scales of one pass, moved by the callback it gives; before the first call it only shows life."""
-    with _bar(quiet) as bar:
+    with bars(quiet) as bar:
         if bar is None:
             yield None
             return
@@ -187,63 +187,55 @@ def scales(title: str, quiet: bool = False) -> Iterator[Callable[[int, int], Non
 
 
 @contextmanager
-def training(quiet: bool = False) -> Iterator[TrainingPanel]:
-    """A bar for each stage of a training, and for each token cache."""
-    with _bar(quiet) as bar:
-        yield TrainingPanel(bar)
+def files(quiet: bool = False) -> Iterator[OnNamed | None]:
+    """A bar for each file that is read or written; the callback takes its name, bytes done, and bytes in all."""
+    with _named_bars(quiet, 10**6, "MB") as on_bytes:
+        yield on_bytes
 
 
 @contextmanager
-def files(quiet: bool = False) -> Iterator[Callable[[str, int, int], None] | None]:
-    """A bar for each file that is read or written; the callback takes its name, bytes done, and bytes in all."""
-    with _bar(quiet) as bar:
+def counts(quiet: bool = False) -> Iterator[OnNamed | None]:
+    """A bar for each kind of thing that is made; the callback takes its name, how many are done, and their total."""
+    with _named_bars(quiet, 1, "") as on_count:
+        yield on_count
+
+
+@contextmanager
+def _named_bars(quiet: bool, unit: int, note: str) -> Iterator[OnNamed | None]:
+    with bars(quiet) as bar:
         if bar is None:
             yield None
             return
         tasks: dict[str, TaskID] = {}
 
-        def on_bytes(name: str, done: int, total: int) -> None:
+        def on_named(name: str, done: int, total: int) -> None:
             if name not in tasks:
-                tasks[name] = bar.add_task(name, note="MB")
-            bar.update(tasks[name], completed=done // 10**6, total=total // 10**6)
+                tasks[name] = bar.add_task(name, note=note)
+            bar.update(tasks[name], completed=done // unit, total=total // unit)
 
-        yield on_bytes
-
-
-class TrainingPanel:
-    """Where a training tells how far it is."""
-
-    def __init__(self, bar: Progress | None):
-        self._bar = bar
-        self._tasks: dict[str, TaskID] = {}
-
-    def on_progress(self, progress: TrainingProgress) -> None:
-        """After a step of a stage."""
-        metrics = "  ".join(f"{name} {value:.3g}" for name, value in progress.metrics.items())
-        self._show(progress.stage, progress.step, progress.steps, metrics)
-
-    def on_cache(self, name: str, done: int, total: int) -> None:
-        """While a token cache is made."""
-        self._show(name, done, total, "")
-
-    def _show(self, name: str, done: int, total: int, note: str) -> None:
-        if self._bar is None:
-            return
-        if name not in self._tasks:
-            self._tasks[name] = self._bar.add_task(name, total=total, note=note)
-        self._bar.update(self._tasks[name], completed=done, total=total, note=note)
+        yield on_named
 
 
 @contextmanager
-def _bar(quiet: bool) -> Iterator[Progress | None]:
+def bars(quiet: bool) -> Iterator[Progress | None]:
     """Bars of rich on standard error, gone when done; None when quiet or when nobody watches."""
     if quiet or sys.stderr is None or not sys.stderr.isatty():
         yield None
         return
     from rich.console import Console
+    from rich.live import Live
+
+    shown = new_bars()
+    # Standard output stays what it is: rich would lead it through standard error.
+    with Live(shown, console=Console(stderr=True), transient=True, redirect_stdout=False):
+        yield shown
+
+
+def new_bars() -> Progress:
+    """The columns that every bar of ours has; a task brings a `note`."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-    columns = (
+    return Progress(
         SpinnerColumn(),
         TextColumn("{task.description}", markup=False),
         BarColumn(),
@@ -251,9 +243,6 @@ def _bar(quiet: bool) -> Iterator[Progress | None]:
         TimeElapsedColumn(),
         TextColumn("{task.fields[note]}", markup=False),
     )
-    # Standard output stays what it is: rich would lead it through standard error.
-    with Progress(*columns, console=Console(stderr=True), transient=True, redirect_stdout=False) as bar:
-        yield bar
 
 
 def _steers(character: str) -> bool:

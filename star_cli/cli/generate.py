@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from star_cli.cli import console, options
+from star_cli.cli.defaults import user_defaults
 from star_cli.cli.errors import is_debug, shorten
 from star_cli.cli.libraries import hushed
 from star_cli.cli.output import Destination, choose_destination
@@ -67,8 +68,9 @@ def generate(
         raise OptionError(
             "--json and --out - both write to standard output", "the picture carries its recipe: star info"
         )
-    request = make_request(prompt, class_, flags, from_image)
-    destination = choose_destination(out, format, request.images, force)
+    defaults = user_defaults()
+    request = make_request(prompt, class_, flags, from_image, defaults)
+    destination = choose_destination(out, format, request.images, force, defaults.get("format", "png"))
     for text in request.prompts:
         check_recipe_fits({"prompt": text, "negative": request.negative, "other keys": " " * 1000}, destination.format)
     for message in request.warnings:
@@ -98,10 +100,8 @@ def _draw(request: Request, quiet: bool) -> Iterator[GeneratedImage]:
 
 
 def _load(request: Request, quiet: bool) -> StarPipeline:
-    from star_cli.pipeline import LARGEST_SEED, StarPipeline, choose_device
+    from star_cli.pipeline import StarPipeline, choose_device
 
-    if (last := request.seed + request.num - 1) > LARGEST_SEED:
-        raise OptionError(f"--seed must be at most {LARGEST_SEED - request.num + 1}, not {last - request.num + 1}")
     device = request.device
     if request.is_device_from_recipe:
         try:

@@ -29,11 +29,39 @@ def number(text: str) -> float:
         raise typer.BadParameter(f"{text!r} is not a number") from None
 
 
+def model_names(incomplete: str) -> list[str]:
+    """Completes a model's name."""
+    from star_cli.checkpoints.known import model_paths
+
+    return [name for name in model_paths() if name.startswith(incomplete)]
+
+
 PromptArg = Annotated[
     list[str] | None,
     typer.Argument(metavar="PROMPT", show_default=False, help="What to draw; - reads prompts from stdin, one a line."),
 ]
 ImageArg = Annotated[Path, typer.Argument(metavar="IMAGE", show_default=False, help="A picture that star drew.")]
+
+DataArg = Annotated[
+    str,
+    typer.Argument(
+        metavar="DATA",
+        show_default=False,
+        help="A folder of pictures, tar shards (data/{000..010}.tar), pipe:COMMAND, hf:NAME[:SPLIT], shapes[:COUNT].",
+    ),
+]
+ImageColumnOpt = Annotated[
+    str | None,
+    typer.Option("--image-column", metavar="NAME", help="Column of pictures in a dataset. Default: found by its type."),
+]
+CaptionColumnOpt = Annotated[
+    str | None,
+    typer.Option(
+        "--caption-column",
+        metavar="NAME",
+        help="Column or JSON field of captions. Default: the first of text, caption, captions.",
+    ),
+]
 
 ResOpt = Annotated[
     int | None,
@@ -46,7 +74,12 @@ ResOpt = Annotated[
 ]
 ModelOpt = Annotated[
     str | None,
-    typer.Option("--model", metavar="NAME|FOLDER", help="A model that `star models` lists, or a model folder."),
+    typer.Option(
+        "--model",
+        metavar="NAME|FOLDER",
+        autocompletion=model_names,
+        help="A model that `star models` lists, or a model folder.",
+    ),
 ]
 SeedOpt = Annotated[
     int | None,

@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-import re
 import sys
-import tempfile
-import unicodedata
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from star_cli.cli import console
 from star_cli.errors import OutputError, OutputPathError
-from star_cli.images import FORMATS, check_target, format_of
+from star_cli.images import FORMATS, SUFFIXES, check_target, check_writable, format_of
+from star_cli.names import name_of, subject_of
 
 if TYPE_CHECKING:
     from star_cli.pipeline import GeneratedImage
-
-_SUFFIXES = {"png": ".png", "webp": ".webp", "jpeg": ".jpg"}
-_LONGEST_NAME = 60
 
 
 class Destination(Protocol):
@@ -59,7 +53,7 @@ class ToFolder:
         stem = f"{name_of(subject_of(image.recipe))}-{image.recipe['seed']}"
         count = 1
         while True:
-            path = self.folder / f"{stem}{'' if count == 1 else f'-{count}'}{_SUFFIXES[self.format]}"
+            path = self.folder / f"{stem}{'' if count == 1 else f'-{count}'}{SUFFIXES[self.format]}"
             count += 1
             if path in self._taken or (path.exists() and not self.force):
                 continue
@@ -88,38 +82,32 @@ class ToStdout:
         console.print_picture(image.encode(self.format))
 
 
-def choose_destination(out: str | None, format: str | None, pictures: int, force: bool) -> Destination:  # noqa: A002
+def choose_destination(
+    out: str | None,
+    format: str | None,  # noqa: A002
+    pictures: int,
+    force: bool,
+    usual: str = "png",
+) -> Destination:
     """Where the pictures go, checked: parent folder, permission, suffix, number of pictures, what is already there.
+
+    `usual` is the format where neither `format` nor a file's name says.
 
     Raises:
         OutputPathError: they cannot go there.
     """
     if out == "-":
-        return _to_stdout(format or "png", pictures)
+        return _to_stdout(format or usual, pictures)
     if out is None:
-        return _to_folder(Path(), format or "png", force)
+        return _to_folder(Path(), format or usual, force)
     if not out.strip():
         raise OutputPathError("--out is empty", "give a file, a folder or -")
     path = Path(out)
     if out.endswith(("/", "\\") if sys.platform == "win32" else "/"):
-        return _to_folder(path, format or "png", force)
+        return _to_folder(path, format or usual, force)
     if _is_folder(path) and path.suffix.lower() not in FORMATS:
-        return _to_folder(path, format or "png", force)
+        return _to_folder(path, format or usual, force)
     return _to_file(path, format, pictures, force)
-
-
-def subject_of(recipe: Mapping[str, Any]) -> str:
-    """What a picture shows, in words."""
-    return str(recipe["prompt"]) if "prompt" in recipe else f"class {recipe['class']}"
-
-
-def name_of(prompt: str) -> str:
-    """A file name's beginning, made of a-z, 0-9 and hyphens; "picture" for a prompt without any."""
-    plain = unicodedata.normalize("NFKD", prompt[: 10 * _LONGEST_NAME]).encode("ascii", errors="ignore").decode()
-    name = re.sub(r"[^a-z0-9]+", "-", plain.lower()).strip("-")
-    if len(name) > _LONGEST_NAME:
-        name = name[: _LONGEST_NAME + 1].rpartition("-")[0] or name[:_LONGEST_NAME]
-    return name or "picture"
 
 
 def _to_stdout(format: str, pictures: int) -> ToStdout:  # noqa: A002
@@ -136,13 +124,13 @@ def _to_stdout(format: str, pictures: int) -> ToStdout:  # noqa: A002
 
 def _to_folder(folder: Path, format: str, force: bool) -> ToFolder:  # noqa: A002
     if _is_folder(folder):
-        _check_writable(folder)
+        check_writable(folder)
     elif folder.exists():
         raise OutputPathError(f"{folder} is a file, not a folder", "give another name, or the file without the slash")
     elif not _is_folder(folder.parent):
         raise OutputPathError(f"{folder}: there is no folder {folder.parent}", "make the folder first")
     else:
-        _check_writable(folder.parent)
+        check_writable(folder.parent)
     return ToFolder(folder, format, force)
 
 
@@ -150,14 +138,14 @@ def _to_file(path: Path, format: str | None, pictures: int, force: bool) -> ToFi
     named = format if format is not None and not path.suffix else format_of(path)
     if format not in (None, named):
         raise OutputPathError(
-            f"{path} is to be a {named} file, but --format says {format}", f"use {_SUFFIXES[str(format)]}"
+            f"{path} is to be a {named} file, but --format says {format}", f"use {SUFFIXES[str(format)]}"
         )
     check_target(path, overwrite=force)
     if pictures > 1:
         raise OutputPathError(
             f"{path} takes one picture, not {pictures}", f"give a folder: --out {path.with_suffix('')}/"
         )
-    _check_writable(path.parent)
+    check_writable(path.parent)
     return ToFile(path, named, force)
 
 
@@ -166,14 +154,3 @@ def _is_folder(path: Path) -> bool:
         return path.is_dir()
     except OSError as error:  # a name too long, a folder that may not be looked into
         raise OutputPathError(f"{path}: {error.strerror or error}") from error
-
-
-def _check_writable(folder: Path) -> None:
-    """Try it: rights, read-only disks and odd file systems all answer, and root is told the truth, too."""
-    try:
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise OutputPathError(
-            f"cannot write into {folder}: {error.strerror or error}", "use a folder that you may write to"
-        ) from error

@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from star_cli.asked import (
+    check_kind,
+    check_numbers,
+    check_sampling,
+    check_texts,
+    checked_dtype,
+    checked_resolution,
+    sampling_of,
+)
 from star_cli.checkpoints.folder import ModelFolder
 from star_cli.checkpoints.known import SHIPPED, find_model
 from star_cli.classes import find_class
 from star_cli.errors import ModelNotFoundError, OptionError, RecipeError
 from star_cli.generation.options import SamplingOptions, check_compat
 from star_cli.images import read_recipe
-
-SAMPLING = ("guidance", "top_k", "top_p", "temperature", "stable", "compat")
-"""Fields of `SamplingOptions` that are flags and recipe keys, too."""
 
 _RECIPE_TYPES: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("model", "model_hash", "device", "dtype"), (str,)),
@@ -57,15 +63,20 @@ class Request:
 
 
 def make_request(
-    prompts: Sequence[str] | None, classes: Sequence[str] | None, flags: Mapping[str, Any], from_image: Path | None
+    prompts: Sequence[str] | None,
+    classes: Sequence[str] | None,
+    flags: Mapping[str, Any],
+    from_image: Path | None,
+    defaults: Mapping[str, Any],
 ) -> Request:
-    """Settle every value: a flag that was given, else the recipe's, else the model's or the program's default.
+    """Settle every value: a flag that was given, else the recipe's, the user's default, the model's, the program's.
 
     Args:
         prompts: as on the command line; "-" stands for standard input.
         classes: as on the command line: numbers or names.
         flags: by name, None where not given: model, res, seed, num, negative, device, dtype and those of `SAMPLING`.
         from_image: the picture whose recipe is repeated.
+        defaults: the user's (see `defaults.py`).
     Raises:
         OptionError: a value that cannot be used, with its children for models and recipes.
     """
@@ -77,53 +88,30 @@ def make_request(
     named = list(classes or ())
     if recipe and not texts and not named:
         texts, named = ([recipe["prompt"]], []) if "prompt" in recipe else ([], [str(recipe["class"])])
-    settled = {"negative": "", "seed": 0, "num": 1, "device": "auto", "dtype": "auto", **recipe, **given}
+    settled = {"negative": "", "seed": 0, "num": 1, "device": "auto", "dtype": "auto", **defaults, **recipe, **given}
     if texts or not named:
-        _check_texts([*texts, settled["negative"]], len(texts))
+        check_texts([*texts, settled["negative"]], len(texts))
     # Checked before the model is looked for: wrong is wrong whatever the model.
-    for name, least in (("seed", 0), ("num", 1), ("res", 1)):
-        if name in settled and settled[name] < least:
-            raise OptionError(f"--{name} must be a whole number of at least {least}, not {settled[name]}")
-    chosen = {name: settled[name] for name in SAMPLING if name in settled}
-    SamplingOptions(**chosen)
+    check_numbers(settled)
+    check_sampling(settled)
     folder = _find_model(settled.get("model", SHIPPED), from_recipe=bool(recipe) and "model" not in given)
-    _check_kind(folder, texts, named, settled["negative"])
+    check_kind(folder, texts, named, settled["negative"])
     request = Request(
         folder=folder,
         prompts=tuple(texts),
         classes=tuple(find_class(one, folder.transformer.classes) for one in named),
         negative=settled["negative"],
-        res=_checked_resolution(settled.get("res", folder.default_resolution), folder),
+        res=checked_resolution(settled.get("res"), folder),
         seed=settled["seed"],
         num=settled["num"],
-        sampling=replace(folder.sampling, **chosen).for_head(folder.transformer.stable_head),
+        sampling=sampling_of(settled, folder),
         device=settled["device"],
-        dtype=_checked_dtype(settled["dtype"], settled.get("compat")),
+        dtype=checked_dtype(settled["dtype"], settled.get("compat")),
         is_device_from_recipe=bool(recipe) and "device" not in given,
         warnings=_model_warnings(recipe, folder),
     )
     check_compat(request.sampling, request.images, request.dtype)
     return request
-
-
-def _checked_dtype(dtype: str, compat: str | None) -> str:
-    """The published code holds its weights in float32."""
-    return "float32" if compat == "official" and dtype == "auto" else dtype
-
-
-def _check_kind(folder: ModelFolder, texts: Sequence[str], named: Sequence[str], negative: str) -> None:
-    """Words for a model that draws words, a class for one that draws classes."""
-    if folder.transformer.conditioning == "class":
-        if texts:
-            raise OptionError(
-                f"model {folder.name} draws a class, not words", 'say which: --class 207, or --class "golden retriever"'
-            )
-        if negative:
-            raise OptionError(f"model {folder.name} draws a class: --negative has no meaning", "leave it out")
-    elif named:
-        raise OptionError(
-            f"model {folder.name} draws words, not a class", 'give a prompt: star generate "a golden retriever"'
-        )
 
 
 def _read_prompts(prompts: Sequence[str]) -> list[str]:
@@ -144,26 +132,6 @@ def _read_stdin() -> list[str]:
     if lines := [line.rstrip("\r") for line in text.split("\n") if line.strip()]:
         return lines
     raise OptionError("there is no prompt on standard input", "write one prompt a line")
-
-
-def _check_texts(texts: Sequence[str], prompts: int) -> None:
-    if not prompts:
-        raise OptionError("there is no prompt", 'say what to draw: star generate "a red circle"')
-    if not all(text.strip() for text in texts[:prompts]):
-        raise OptionError("the prompt is empty", 'say what to draw: star generate "a red circle"')
-    for text in texts:
-        if any("\ud800" <= character <= "\udfff" for character in text):  # bytes that Python could not decode
-            raise OptionError(f"the prompt holds bytes that are not UTF-8: {text}", "write it in UTF-8")
-
-
-def _checked_resolution(res: int, folder: ModelFolder) -> int:
-    known = sorted(folder.schedules)
-    if res not in known:
-        nearest = min(known, key=lambda side: (abs(side - res), -side))
-        raise OptionError(
-            f"model {folder.name} draws {' or '.join(map(str, known))} pixels, not {res}", f"use --res {nearest}"
-        )
-    return res
 
 
 def _find_model(name_or_folder: str, from_recipe: bool) -> ModelFolder:

@@ -15,7 +15,19 @@ ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
 WRITER = DOCS / "write_help.py"
 PAGES = sorted(DOCS.glob("*.md"))
-COMMANDS = ["generate", "info", "models", "doctor", "train", "weights"]
+COMMANDS = [
+    "generate",
+    "batch",
+    "sheet",
+    "info",
+    "models",
+    "doctor",
+    "config",
+    "data",
+    "train",
+    "finetune",
+    "weights",
+]
 BLOCK = re.compile(r"<!-- help:(?P<command>[a-z ]+) -->.*?<!-- /help -->", re.DOTALL)
 
 

@@ -14,8 +14,8 @@ import torch
 from PIL import Image
 
 from star_cli.cli import console
-from star_cli.cli.output import name_of
 from star_cli.images import read_recipe
+from star_cli.names import name_of
 from star_cli.pipeline import StarPipeline
 from tests.cli.command import Star
 

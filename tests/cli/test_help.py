@@ -27,7 +27,17 @@ print("imported:", *sorted(set("{HEAVY}".split()) & set(sys.modules)))
 """
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["generate", "--help"], ["generate", "x", "--seed", "-1"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--help"],
+        ["generate", "--help"],
+        ["batch", "--help"],
+        ["generate", "x", "--seed", "-1"],
+        ["batch", "none.txt"],
+        ["batch", __file__, "--input-format", "text", "--dry-run"],
+    ],
+)
 def test_help_and_usage_errors_import_nothing_heavy(arguments: list[str], environment: dict[str, str]) -> None:
     done = subprocess.run(
         [sys.executable, "-c", PROBE, *arguments], env=environment, capture_output=True, text=True, check=True
@@ -39,7 +49,8 @@ def test_help_names_every_command(star: Star) -> None:
     result = star("--help")
     assert result.exit_code == 0
     listed = result.stdout.partition("Commands:")[2].split()
-    assert {"generate", "info", "models", "doctor", "train", "weights"} <= set(listed)
+    commands = "generate batch sheet info models doctor config man data train finetune weights"
+    assert set(commands.split()) <= set(listed)
 
 
 def test_star_alone_shows_help(star: Star) -> None:
