@@ -21,6 +21,9 @@ Crop = Literal["centre", "random"]
 class CaptionedImages(ABC):
     """Pictures with captions. Picklable: worker processes get a copy."""
 
+    is_generated = False
+    """Are the pictures made as they are asked for, each with a new caption every time?"""
+
     @property
     @abstractmethod
     def fingerprint(self) -> str:
@@ -65,6 +68,8 @@ class CaptionedImages(ABC):
 
 class ShapeScenes(CaptionedImages):
     """The built-in generated scenes: seeds 0, 1, 2, ..., a new caption each time."""
+
+    is_generated = True
 
     def __init__(self, count: int, first_seed: int = 0):
         self.count, self.first_seed = count, first_seed

@@ -13,11 +13,14 @@ import torch
 from star_cli.checkpoints.folder import TEXT_FOLDER, ModelFolder
 from star_cli.checkpoints.known import find_model
 from star_cli.data.cache import open_cache
+from star_cli.data.cache_build import CacheOptions, build_cache
 from star_cli.data.open import SHAPES, open_source
+from star_cli.data.part import Part
 from star_cli.data.source import CaptionedImages
 from star_cli.data.tokens import scene_tokens
 from star_cli.errors import OptionError, TrainingError
 from star_cli.models.config import TextEncoderConfig, TransformerConfig
+from star_cli.models.schedule import ScaleSchedule
 from star_cli.models.text import TextEncoder, load_text_encoder
 from star_cli.models.transformer import StarTransformer
 from star_cli.models.upscale import copy_levels, move_to_schedule
@@ -260,21 +263,21 @@ class Maker:
         """Batches from a token cache that was made before, from one of generated scenes made here, or from pixels."""
         recipe, data = self.recipe, self.recipe.data
         schedules, drop, seed = dict(recipe.schedules), part.stage.drop_text, recipe.seed
-        needed = sorted({portion.resolution for portion in part.portions})
-        if data.cache:
-            wanted = {resolution: schedules[resolution] for resolution in needed}
+        wanted = {resolution: schedules[resolution] for resolution in {each.resolution for each in part.portions}}
+        own = part.source if isinstance(part, StarRecipe) else ""
+        pictures = self._open(own) if own else self._pictures
+        if data.cache and not own:
             cache = open_cache(
-                data.cache,
-                vqvae=self._vqvae,
-                text_encoder=self._text[0],
-                schedules=wanted,
-                source=self._pictures,
+                data.cache, vqvae=self._vqvae, text_encoder=self._text[0], schedules=wanted, source=pictures
             )
             return CachedBatches(cache, schedules, part.portions, drop, seed)
-        if self._pictures is not None:
-            return PixelBatches(self._pictures, schedules, part.portions, drop, seed, data.crop)
+        if pictures is not None:
+            if pictures.is_generated and part.stage.scenes and not self._is_finished(name):
+                return self._cached_scenes(pictures, part, name, wanted)
+            return PixelBatches(pictures, schedules, part.portions, drop, seed, data.crop)
+        needed = () if self._is_finished(name) else sorted(wanted)
         tokens = {}
-        for resolution in needed if not self._is_finished(name) else ():
+        for resolution in needed:
             on_part = None if self.on_cache is None else partial(self.on_cache, f"tokens at {resolution} px")
             with main_first():
                 tokens[resolution] = scene_tokens(
@@ -282,10 +285,23 @@ class Maker:
                 )
         return TokenSource(tokens, schedules, part.portions, drop, seed)
 
+    def _cached_scenes(
+        self, scenes: CaptionedImages, part: StarRecipe | StableRecipe, name: str, wanted: dict[int, ScaleSchedule]
+    ) -> StarSource:
+        """The first scenes of an endless source, their tokens made once in the run's folder."""
+        first = Part(scenes, range(min(part.stage.scenes, len(scenes))))
+        options = CacheOptions(features="none", workers=part.loop.workers)
+        with main_first():
+            cache = build_cache(first, self.run / f"tokens-{name}", self._vqvae, None, wanted, options, self.on_cache)
+        drop, seed = part.stage.drop_text, self.recipe.seed
+        return CachedBatches(cache, self.recipe.schedules, part.portions, drop, seed, captions=first, tells_tokens=True)
+
     @cached_property
     def _pictures(self) -> CaptionedImages | None:
         """What to learn from; None for the built-in scenes, which every stage knows more about than a caption says."""
-        source = self.recipe.data.source
+        return self._open(self.recipe.data.source)
+
+    def _open(self, source: str) -> CaptionedImages | None:
         return None if source == SHAPES else open_source(source, spool_folder=self.run / "shards")
 
     def _learn(self, stage: Stage, loop: LoopConfig) -> None:

@@ -68,6 +68,8 @@ class StarRecipe(Config):
     stage: StarStageConfig
     loop: LoopConfig
     portions: tuple[Portion, ...]
+    source: str = ""
+    """What this stage learns from, when it is not `data.source`: easier scenes first, or pictures of its own."""
     levels_from: int = 0
     """Resolution whose level rows the new resolutions of a finetune begin from; 0: the smallest that is trained."""
     levels_by: LevelRule = "nearest_side"
@@ -337,9 +339,10 @@ def _vqvae(values: Mapping[str, Any] | None) -> VQVAERecipe | None:
 def _star(values: Mapping[str, Any] | None, name: str) -> StarRecipe | None:
     if values is None:
         return None
-    _refuse_unknown(name, values, "stage", "loop", "portions", "levels_from", "levels_by")
+    plain = ("source", "levels_from", "levels_by")
+    _refuse_unknown(name, values, "stage", "loop", "portions", *plain)
     return StarRecipe(
-        **{key: values[key] for key in ("levels_from", "levels_by") if key in values},
+        **{key: values[key] for key in plain if key in values},
         stage=StarStageConfig.from_dict(values["stage"]),
         loop=LoopConfig.from_dict(values["loop"]),
         portions=tuple(Portion.from_dict(portion) for portion in values["portions"]),

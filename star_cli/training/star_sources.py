@@ -100,6 +100,7 @@ class CachedBatches(_OrderedBatches):
         seed: decides all that is random.
         captions: where captions are written anew each time, as the generated scenes can; the cached ones when None.
         use_features: hand the cached features over; when they are there, if None.
+        tells_tokens: let the stage look at all tokens before it begins, see `StarSource.known_tokens`.
     Raises:
         DataError: the cache has not what is asked for.
         OptionError: no portion, or one that fits no schedule.
@@ -114,6 +115,7 @@ class CachedBatches(_OrderedBatches):
         seed: int,
         captions: CaptionedImages | None = None,
         use_features: bool | None = None,
+        tells_tokens: bool = False,
     ):
         super().__init__(len(cache), schedules, portions, drop_text, seed)
         for resolution in {portion.resolution for portion in portions}:
@@ -127,8 +129,15 @@ class CachedBatches(_OrderedBatches):
             raise DataError(f"the token cache {cache.folder} was made of other pictures: {cache.fingerprint}")
         if use_features and captions is not None:
             raise OptionError("captions that are written anew have no features in a cache")
-        self.cache, self.fresh = cache, captions
+        self.cache, self.fresh, self.tells_tokens = cache, captions, tells_tokens
         self.use_features = cache.has_features and captions is None if use_features is None else use_features
+
+    def known_tokens(self) -> list[Tensor]:
+        """The whole cache, if that is wanted."""
+        if not self.tells_tokens:
+            return []
+        resolutions = sorted({portion.resolution for portion in self.portions})
+        return [self.cache.tokens(resolution, range(len(self.cache))) for resolution in resolutions]
 
     def _make(self, step: int, portion: Portion, scales: int, rows: Sequence[tuple[int, int]]) -> StarBatch:
         indices, skipped = [], []

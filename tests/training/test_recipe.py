@@ -10,10 +10,13 @@ from typer.testing import CliRunner
 
 from star_cli.checkpoints.folder import read_model_folder
 from star_cli.cli.app import app
+from star_cli.data.cache import open_cache
 from star_cli.errors import OptionError
 from star_cli.pipeline import StarPipeline
 from star_cli.training.fields import to_toml
 from star_cli.training.recipe import RECIPES, find_recipe, read_recipe, recipe_from_dict
+from star_cli.training.star_batches import StarBatch
+from star_cli.training.star_sources import CachedBatches
 
 TINY = Path(__file__).parent / "tiny.toml"
 
@@ -196,3 +199,31 @@ def test_stages_behind_a_run_stay_as_they_were_trained(tmp_path: Path) -> None:
     )
     assert changed.exit_code == 1
     assert "error:" in changed.stderr
+
+
+def test_a_stage_may_learn_from_a_source_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of an endless one the first scenes' tokens are made once, and their captions are written anew."""
+    run = tmp_path / "run"
+    command = ["train", "star", "--recipe", str(TINY), "--run", str(run), "--threads", "1"]
+    for stage in ("clip", "vqvae"):
+        assert CliRunner().invoke(app, ["train", stage, *command[2:]]).exit_code == 0
+    seen: list[StarBatch] = []
+    make = CachedBatches.batch
+
+    def note(batches: CachedBatches, step: int) -> StarBatch:
+        seen.append(make(batches, step))
+        return seen[-1]
+
+    monkeypatch.setattr(CachedBatches, "batch", note)
+    own = ["--set", "star.source=shapes:40", "--set", "star.loop.steps=40", "--set", "star.loop.workers=0"]
+    result = CliRunner().invoke(app, [*command, *own])
+    assert result.exit_code == 0, result.stderr
+    cache = open_cache(run / "tokens-star")
+    assert (len(cache), set(cache.sides)) == (6, {32})
+    whole = cache.tokens(32, range(6))
+    for batch in seen:
+        assert batch.tokens is not None
+        assert all((row == whole[:, : batch.tokens.shape[1]]).all(1).any() for row in batch.tokens)
+    assert len({caption for batch in seen for caption in batch.captions}) > 7  # more than the cache holds
+    again = CliRunner().invoke(app, [*command, *own])  # finished: neither cache nor steps
+    assert again.exit_code == 0, again.stderr

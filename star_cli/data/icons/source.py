@@ -31,6 +31,8 @@ class IconScenes(CaptionedImages):
         catalogue: the objects.
     """
 
+    is_generated = True
+
     def __init__(self, catalogue: Catalogue, count: int, first_seed: int = 0, mix: SceneMix | str = "full"):
         self.catalogue, self.count, self.first_seed = catalogue, count, first_seed
         if isinstance(mix, str) and mix not in MIXES:
