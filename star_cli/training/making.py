@@ -30,6 +30,7 @@ from star_cli.training.clip import save_text_encoder
 from star_cli.training.clip_stage import ClipStage
 from star_cli.training.config import LoopConfig, read_toml
 from star_cli.training.distributed import is_main, join, main_first
+from star_cli.training.initialise import take_over
 from star_cli.training.loop import OnProgress, Stage, is_finished, train_stage
 from star_cli.training.recipe import STAGES, Recipe, StableRecipe, StarRecipe
 from star_cli.training.stable import StableStage, add_stable_head
@@ -170,6 +171,8 @@ class Maker:
         torch.manual_seed(recipe.seed)
         part = recipe.vqvae
         stage = VQVAEStage(part.model, part.stage, dict(recipe.schedules), part.loop.steps, recipe.seed, self._pictures)
+        if part.start_from and not self._is_finished("vqvae"):
+            take_over(stage.vqvae, find_model(part.start_from).load_vqvae(dtype=torch.float32))
         self._learn(stage, part.loop)
         return stage.vqvae
 

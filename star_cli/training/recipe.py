@@ -59,6 +59,9 @@ class VQVAERecipe(Config):
     model: VQVAEConfig
     stage: VQVAEStageConfig
     loop: LoopConfig
+    start_from: str = ""
+    """Model (name or folder) whose encoder and decoder give the first weights, wherever names and shapes agree; "":
+    none, from nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -328,8 +331,9 @@ def _clip(values: Mapping[str, Any] | None) -> ClipRecipe | None:
 def _vqvae(values: Mapping[str, Any] | None) -> VQVAERecipe | None:
     if values is None:
         return None
-    _refuse_unknown("vqvae", values, "model", "stage", "loop")
+    _refuse_unknown("vqvae", values, "model", "stage", "loop", "start_from")
     return VQVAERecipe(
+        start_from=values.get("start_from", ""),
         model=VQVAEConfig.from_dict(values["model"]),
         stage=VQVAEStageConfig.from_dict(values.get("stage", {})),
         loop=LoopConfig.from_dict(values["loop"]),

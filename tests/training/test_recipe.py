@@ -6,6 +6,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from star_cli.checkpoints.folder import read_model_folder
@@ -227,3 +228,22 @@ def test_a_stage_may_learn_from_a_source_of_its_own(tmp_path: Path, monkeypatch:
     assert len({caption for batch in seen for caption in batch.captions}) > 7  # more than the cache holds
     again = CliRunner().invoke(app, [*command, *own])  # finished: neither cache nor steps
     assert again.exit_code == 0, again.stderr
+
+
+def test_a_vqvae_may_start_from_that_of_a_model(tmp_path: Path, tiny_model_folder: Path) -> None:
+    base = read_model_folder(tiny_model_folder).vqvae
+    settings = {
+        **{"code_dim": base.code_dim, "channels": base.channels, "multipliers": list(base.multipliers)},
+        **{"blocks": base.blocks, "patch": base.patch, "groups": base.groups},
+    }
+    run = tmp_path / "run"
+    command = ["train", "vqvae", "--recipe", str(TINY), "--run", str(run), "--threads", "1"]
+    command += ["--set", "vqvae.loop.steps=1", "--set", "vqvae.loop.learning_rate=1e-9"]
+    command += [part for name, value in settings.items() for part in ("--set", f"vqvae.model.{name}={value}")]
+    result = CliRunner().invoke(app, [*command, "--set", f"vqvae.start_from={tiny_model_folder}"])
+    assert result.exit_code == 0, result.stderr
+    given = read_model_folder(tiny_model_folder).load_vqvae().state_dict()
+    checkpoint = torch.load(next((run / "vqvae").glob("checkpoint-*.pt")), weights_only=True)
+    learned = {name.removeprefix("vqvae."): tensor for name, tensor in checkpoint["stage"].items()}
+    for name in ("encoder.stem.weight", "decoder.head.weight", "before_quantizer.weight"):
+        assert torch.allclose(learned[name], given[name], atol=1e-6), name
