@@ -32,6 +32,7 @@ from star_cli.models.schedule import ScaleSchedule
 from star_cli.models.text import TextEncoder
 from star_cli.models.transformer import StarTransformer
 from star_cli.models.vqvae import MultiScaleVQVAE
+from star_cli.vocabulary import unknown_words
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -108,6 +109,7 @@ class StarPipeline:
         device: where all parts are.
         dtype: of blocks and decoder, for recipes.
         max_batch: images in one pass; more are drawn one pass after another.
+        words: all that the model's captions used; None: not known.
     """
 
     def __init__(
@@ -124,6 +126,7 @@ class StarPipeline:
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
         max_batch: int = 8,
+        words: frozenset[str] | None = None,
     ):
         self.name = name
         self.model_hash = model_hash
@@ -136,6 +139,7 @@ class StarPipeline:
         self.device = torch.device(device)
         self.dtype = dtype
         self.max_batch = max_batch
+        self.words = words
 
     @classmethod
     def from_pretrained(
@@ -168,6 +172,7 @@ class StarPipeline:
             default_resolution=folder.default_resolution,
             device=chosen_device,
             dtype=chosen_dtype,
+            words=folder.words,
         )
 
     @property
@@ -178,6 +183,17 @@ class StarPipeline:
     def words_cut(self, prompt: str) -> str:
         """The end of the prompt that the text encoder does not read; "" when it reads all."""
         return "" if self.text_encoder is None else self.text_encoder.words_cut(prompt)
+
+    def words_unknown(self, prompt: str) -> list[str]:
+        """Words of the prompt that no caption had which the model learned from; none where they were not counted."""
+        return [] if self.words is None else unknown_words(prompt, self.words)
+
+    def remarks(self, prompt: str) -> Iterator[str]:
+        """What whoever wrote the prompt should be told: words that are not read, words that are not known."""
+        if cut := self.words_cut(prompt):
+            yield f"too long, the model does not read: {cut}"
+        if unknown := self.words_unknown(prompt):
+            yield f"the model may not know: {', '.join(unknown)}"
 
     def __call__(
         self,

@@ -184,6 +184,14 @@ def test_suffix_decides_the_format(tiny_pipeline: StarPipeline, tmp_path: Path, 
 def test_words_that_do_not_fit_are_told(tiny_pipeline: StarPipeline) -> None:
     assert tiny_pipeline.words_cut("a red circle") == ""
     assert tiny_pipeline.words_cut("a " * 14 + "red circle") == "red circle"
+    assert list(tiny_pipeline.remarks("a " * 14 + "red circle")) == ["too long, the model does not read: red circle"]
+
+
+def test_words_that_no_caption_had_are_told(tiny_pipeline: StarPipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert list(tiny_pipeline.remarks("quantum chromodynamics")) == []  # nobody counted
+    monkeypatch.setattr(tiny_pipeline, "words", frozenset({"a", "red", "circle"}))
+    assert list(tiny_pipeline.remarks("A red circle.")) == []
+    assert list(tiny_pipeline.remarks("a quantum circle")) == ["the model may not know: quantum"]
 
 
 # -- what is refused --------------------------------------------------------------------------------------------------

@@ -195,8 +195,7 @@ def _run(work: Work, plan: Plan, where: Path, policy: Policy, json: bool, quiet:
 def _tell(event: Event, panel: BatchPanel, json: bool, quiet: bool) -> None:
     panel.on_event(event)
     if event.kind == "warning" and event.job is not None:
-        words = shorten(event.message, 200)
-        console.warn(f"line {event.job.row.line}: too long, the model does not read: {words}", quiet)
+        console.warn(f"line {event.job.row.line}: {shorten(event.message, 250)}", quiet)
     elif event.kind == "failed":
         console.warn(f"failed: {failure_in_words(event)}", quiet)
     if json and event.kind != "drawing":

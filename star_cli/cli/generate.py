@@ -17,7 +17,7 @@ from star_cli.images import check_recipe_fits
 if TYPE_CHECKING:
     from star_cli.pipeline import GeneratedImage, StarPipeline
 
-_LONGEST_CUT = 200
+_LONGEST_REMARK = 250
 
 
 def generate(
@@ -86,9 +86,9 @@ def _draw(request: Request, quiet: bool) -> Iterator[GeneratedImage]:
     """Load the model, then draw pass by pass: what is drawn is safe when a later pass is stopped."""
     with console.scales(f"loading {request.folder.name}", quiet):
         pipe = _load(request, quiet)
-    cut = {text: pipe.words_cut(text) for text in (*request.prompts, request.negative) if text}
-    for words in filter(None, cut.values()):
-        console.warn(f"too long, the model does not read: {shorten(words, _LONGEST_CUT)}", quiet)
+    for text in dict.fromkeys(filter(None, (*request.prompts, request.negative))):
+        for remark in pipe.remarks(text):
+            console.warn(shorten(remark, _LONGEST_REMARK), quiet)
     passes = list(_passes(request, pipe.max_batch))
     for number, one in enumerate(passes, start=1):
         title = "drawing" if len(passes) == 1 else f"drawing {number}/{len(passes)}"

@@ -11,11 +11,13 @@ from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Literal
 
 from star_cli.data import shapes
+from star_cli.vocabulary import split_words
 
 if TYPE_CHECKING:
     from torch import Tensor  # counting and checking pictures needs no torch
 
 Crop = Literal["centre", "random"]
+_CAPTIONS_WITH_ALL_WORDS = 3000
 
 
 class CaptionedImages(ABC):
@@ -23,6 +25,11 @@ class CaptionedImages(ABC):
 
     is_generated = False
     """Are the pictures made as they are asked for, each with a new caption every time?"""
+
+    @property
+    def words(self) -> frozenset[str] | None:
+        """All words, in small letters, that its captions use; None: nobody has counted."""
+        return None
 
     @property
     @abstractmethod
@@ -70,6 +77,11 @@ class ShapeScenes(CaptionedImages):
     """The built-in generated scenes: seeds 0, 1, 2, ..., a new caption each time."""
 
     is_generated = True
+
+    @property
+    def words(self) -> frozenset[str]:
+        """Those of a few thousand captions, which leave none out."""
+        return frozenset(split_words(shapes.sample(seed)[1] for seed in range(_CAPTIONS_WITH_ALL_WORDS)))
 
     def __init__(self, count: int, first_seed: int = 0):
         self.count, self.first_seed = count, first_seed

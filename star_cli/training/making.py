@@ -16,7 +16,7 @@ from star_cli.data.cache import open_cache
 from star_cli.data.cache_build import CacheOptions, build_cache
 from star_cli.data.open import SHAPES, open_source
 from star_cli.data.part import Part
-from star_cli.data.source import CaptionedImages
+from star_cli.data.source import CaptionedImages, ShapeScenes
 from star_cli.data.tokens import scene_tokens
 from star_cli.errors import OptionError, TrainingError
 from star_cli.models.config import TextEncoderConfig, TransformerConfig
@@ -74,6 +74,8 @@ class Made:
     text_config: TextEncoderConfig | None
     seconds: dict[str, float]
     """Training time of each stage."""
+    words: frozenset[str] | None
+    """All words of its captions; None: not counted."""
 
 
 class Maker:
@@ -125,7 +127,7 @@ class Maker:
         finished = [stage for stage in self.recipe.stages if stage in TRANSFORMERS and self._is_finished(stage)]
         transformer = self._transformer(finished[-1]) if finished else self._base_transformer
         _, folder, config = self._text
-        return Made(self.recipe, transformer, self._vqvae, folder, config, self.seconds)
+        return Made(self.recipe, transformer, self._vqvae, folder, config, self.seconds, self._words)
 
     def _needed_by(self, stage: str) -> tuple[str, ...]:
         before = self.recipe.stages[: self.recipe.stages.index(stage)]
@@ -298,6 +300,13 @@ class Maker:
             cache = build_cache(first, self.run / f"tokens-{name}", self._vqvae, None, wanted, options, self.on_cache)
         drop, seed = part.stage.drop_text, self.recipe.seed
         return CachedBatches(cache, self.recipe.schedules, part.portions, drop, seed, captions=first, tells_tokens=True)
+
+    @property
+    def _words(self) -> frozenset[str] | None:
+        """What the text encoder, or the base model's, has read in captions."""
+        if self.recipe.clip is None:
+            return self._base.words
+        return (self._pictures or ShapeScenes(1)).words
 
     @cached_property
     def _pictures(self) -> CaptionedImages | None:

@@ -75,6 +75,13 @@ def test_what_was_written_is_read(tiny_model_folder: Path, tmp_path: Path) -> No
     assert (again.path / "README.md").read_text() == "# again\n"
 
 
+def test_known_words_are_kept_and_make_no_other_model(tiny_model_folder: Path, tmp_path: Path) -> None:
+    first = read_model_folder(tiny_model_folder)
+    told = rewrite(first, tmp_path / "told", words=frozenset({"cat", "a"}))
+    assert (first.words, told.words) == (None, {"cat", "a"})
+    assert told.hash == first.hash
+
+
 def test_every_loaded_file_is_recorded(tiny_model_folder: Path) -> None:
     folder = read_model_folder(tiny_model_folder)
     assert set(folder.files) == {TRANSFORMER, VQVAE, TEXT, "text_encoder/open_clip_config.json"}

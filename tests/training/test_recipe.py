@@ -233,8 +233,12 @@ def test_a_stage_may_learn_from_a_source_of_its_own(tmp_path: Path, monkeypatch:
 def test_a_vqvae_may_start_from_that_of_a_model(tmp_path: Path, tiny_model_folder: Path) -> None:
     base = read_model_folder(tiny_model_folder).vqvae
     settings = {
-        **{"code_dim": base.code_dim, "channels": base.channels, "multipliers": list(base.multipliers)},
-        **{"blocks": base.blocks, "patch": base.patch, "groups": base.groups},
+        "code_dim": base.code_dim,
+        "channels": base.channels,
+        "multipliers": list(base.multipliers),
+        "blocks": base.blocks,
+        "patch": base.patch,
+        "groups": base.groups,
     }
     run = tmp_path / "run"
     command = ["train", "vqvae", "--recipe", str(TINY), "--run", str(run), "--threads", "1"]
