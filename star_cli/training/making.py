@@ -25,7 +25,7 @@ from star_cli.models.text import TextEncoder, load_text_encoder
 from star_cli.models.transformer import StarTransformer
 from star_cli.models.upscale import copy_levels, move_to_schedule
 from star_cli.models.vqvae import MultiScaleVQVAE
-from star_cli.training.checkpoint import OnNote
+from star_cli.training.checkpoint import OnNote, refuse_a_run
 from star_cli.training.clip import save_text_encoder
 from star_cli.training.clip_stage import ClipStage
 from star_cli.training.config import LoopConfig, read_toml
@@ -84,7 +84,8 @@ class Maker:
         on_progress: called after each training step.
         on_cache: called while the token caches are made.
         on_note: told what the user should know though the work goes on.
-        resume: "auto" goes on with a run that is there, "never" refuses to.
+        resume: whether a stage that is asked for goes on with a run that is there ("auto"), or refuses to ("never").
+            Earlier stages that are finished serve as they are either way.
     """
 
     def __init__(
@@ -99,15 +100,19 @@ class Maker:
         self.recipe, self.run = recipe, run
         self.on_progress, self.on_cache, self.on_note = on_progress, on_cache, on_note
         self.resume: Resume = resume
+        self._asked: str | None = None
         self.seconds: dict[str, float] = {}
 
     def train(self, stage: str) -> None:
         """Train one stage.
 
         Raises:
-            TrainingError: a stage that it needs is not finished in this run.
+            TrainingError: a stage that it needs is not finished in this run, or its own was begun and may not go on.
         """
         join(self.recipe.loop(stage))
+        self._asked = stage
+        if self.resume == "never":  # before the recipe of the run that is there is written over
+            refuse_a_run(self.run / stage)
         if is_main():
             self.run.mkdir(parents=True, exist_ok=True)
             (self.run / RECIPE_FILE).write_text(self.recipe.to_toml(), encoding="utf-8")
@@ -305,6 +310,7 @@ class Maker:
         return None if source == SHAPES else open_source(source, spool_folder=self.run / "shards")
 
     def _learn(self, stage: Stage, loop: LoopConfig) -> None:
+        resume = self.resume if stage.name == self._asked else "auto"
         self.seconds[stage.name] = train_stage(
-            stage, loop, self.run / stage.name, self.on_progress, resume=self.resume, on_note=self.on_note
+            stage, loop, self.run / stage.name, self.on_progress, resume=resume, on_note=self.on_note
         )

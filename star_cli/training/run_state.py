@@ -13,10 +13,10 @@ from star_cli.training import lora, settings
 from star_cli.training.average import MovingAverage
 from star_cli.training.checkpoint import (
     OnNote,
-    list_checkpoints,
     load_checkpoint,
     load_newest,
     prune,
+    refuse_a_run,
     save_checkpoint,
     saving,
 )
@@ -169,10 +169,7 @@ class RunState:
         if where == "auto":
             return load_newest(self.folder, layout, self.note)
         if where == "never":
-            if there := list_checkpoints(self.folder):
-                raise TrainingError(
-                    f"{self.folder} holds a run already ({there[0].name})", "use another --run folder, or delete it"
-                )
+            refuse_a_run(self.folder)
             return None
         path = Path(where)
         if not path.exists():

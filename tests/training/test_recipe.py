@@ -135,6 +135,24 @@ def test_stages_one_by_one_make_what_one_command_makes(tmp_path: Path) -> None:
     assert read_model_folder(tmp_path / "each").hash == read_model_folder(tmp_path / "all").hash
 
 
+def test_never_resume_holds_for_the_stage_that_is_asked_for(tmp_path: Path) -> None:
+    """Stages behind it serve as they are; a stage that was begun is refused, and its run's recipe left as it is."""
+    run = tmp_path / "run"
+    anew = ["--recipe", str(TINY), "--threads", "1", "--run", str(run), "--resume", "never"]
+    for stage in ("clip", "vqvae", "star"):
+        result = CliRunner().invoke(app, ["train", stage, *anew])
+        assert result.exit_code == 0, result.stderr
+    recipe = (run / "recipe.toml").read_bytes()
+    for stage in ("clip", "vqvae", "star"):
+        again = CliRunner().invoke(app, ["train", stage, *anew, "--steps", "9"])
+        assert again.exit_code == 1
+        assert f"error: {run / stage} holds a run already (checkpoint-0000000" in again.stderr
+    assert (run / "recipe.toml").read_bytes() == recipe
+    together = CliRunner().invoke(app, ["train", "all", *anew, "--out", str(tmp_path / "model")])
+    assert together.exit_code == 1
+    assert f"{run / 'clip'} holds a run already" in together.stderr
+
+
 def test_transformer_on_the_parts_of_a_model(tmp_path: Path, tiny_model_folder: Path) -> None:
     base = read_model_folder(tiny_model_folder)
     resolution = min(base.schedules)
