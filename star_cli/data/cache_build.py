@@ -10,9 +10,9 @@ from __future__ import annotations
 import hashlib
 import json
 import random
-import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,6 @@ from typing import Any
 import torch
 from safetensors.torch import save
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
 from star_cli.checkpoints.record import FileRecord
 from star_cli.data.cache import TokenCache, open_cache, read_shard
@@ -41,8 +40,10 @@ from star_cli.data.cache_manifest import (
     write_manifest,
 )
 from star_cli.data.encoding import hash_text_encoder, hash_vqvae, tokenize
+from star_cli.data.read_ahead import read_ahead
 from star_cli.data.source import CaptionedImages, Crop
-from star_cli.errors import BadImageError, DataError, OptionError, StarError
+from star_cli.data.stored import BadFile
+from star_cli.errors import BadImageError, DataError, OptionError
 from star_cli.images import write_whole
 from star_cli.models.config import Config
 from star_cli.models.schedule import ScaleSchedule
@@ -208,21 +209,11 @@ class _Builder:
             for members in [self.plan.members(number)]
             for start in range(0, len(members), size)
         ]
-        pictures = DataLoader(
-            _Pictures(self.source, resolution, self.options.crop),
-            batch_size=None,
-            sampler=[batch for _, batch in batches],
-            collate_fn=_as_it_is,
-            num_workers=self.options.workers,
-            worker_init_fn=_leave_signals_alone,
-            generator=torch.Generator(),  # else it takes its seed from the global one
-        )
+        read = partial(_read, self.source, resolution, self.options.crop)
+        pictures = read_ahead(read, [batch for _, batch in batches], self.options.workers)
         rows = [torch.zeros(0, schedule.length, dtype=dtype)]
         bad: list[Skipped] = []
-        for (number, batch), loaded in zip(batches, pictures, strict=True):
-            if isinstance(loaded, StarError):
-                raise loaded
-            pixels, skipped = loaded
+        for (number, batch), (pixels, skipped) in zip(batches, pictures, strict=True):
             if len(pixels):
                 rows.append(tokenize(self.vqvae, pixels, schedule).to("cpu", dtype))
             bad += skipped
@@ -320,39 +311,14 @@ def _begin(folder: Path, plan: CachePlan, schedules: Mapping[int, ScaleSchedule]
     return manifest
 
 
-class _Pictures(Dataset[Any]):
-    """Batches of pictures, by their indices, for DataLoader's workers."""
-
-    def __init__(self, source: CaptionedImages, resolution: int, crop: Crop):
-        self.source, self.resolution, self.crop = source, resolution, crop
-
-    def __getitem__(self, indices: Sequence[int]) -> tuple[Tensor, list[Skipped]] | StarError:
-        """The readable ones, (B, 3, H, W), and the others.
-
-        Any other error is given back, to be raised on the other side: DataLoader would put a traceback into its words.
-        """
+def _read(source: CaptionedImages, resolution: int, crop: Crop, indices: Sequence[int]) -> tuple[Tensor, list[Skipped]]:
+    """The readable ones of some pictures, (B, 3, H, W), and the others."""
+    pixels, skipped = [], []
+    for index in indices:
         try:
-            return self._read(indices)
-        except StarError as error:
-            return error
-
-    def _read(self, indices: Sequence[int]) -> tuple[Tensor, list[Skipped]]:
-        pixels, skipped = [], []
-        for index in indices:
-            try:
-                self.source.captions(index)  # where these cannot be read, training has no use for the picture
-                pixels.append(self.source.pixels(index, self.resolution, self.crop, random.Random(f"crop {index}")))
-            except BadImageError as error:
-                name = self.source.name(index)
-                skipped.append(Skipped(index, name, str(error).removeprefix(f"{name}: ")))
-        return torch.stack(pixels) if pixels else torch.zeros(0), skipped
-
-
-def _as_it_is(batch: Any) -> Any:
-    return batch
-
-
-def _leave_signals_alone(worker: int) -> None:
-    """Ctrl-C ends the main process, which ends its workers; each would show a traceback of its own."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
+            source.captions(index)  # where these cannot be read, training has no use for the picture
+            pixels.append(source.pixels(index, resolution, crop, random.Random(f"crop {index}")))
+        except BadImageError as error:
+            bad = BadFile.of(source.name(index), error)
+            skipped.append(Skipped(index, bad.name, bad.reason))
+    return torch.stack(pixels) if pixels else torch.zeros(0), skipped

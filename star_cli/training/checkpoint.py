@@ -47,9 +47,7 @@ def refuse_a_run(folder: Path) -> None:
         TrainingError: the folder holds checkpoints.
     """
     if there := list_checkpoints(folder):
-        raise TrainingError(
-            f"{folder} holds a run already ({there[0].name})", "use another --run folder, or delete it"
-        )
+        raise TrainingError(f"{folder} holds a run already ({there[0].name})", "use another --run folder, or delete it")
 
 
 def step_of(path: Path) -> int:

@@ -16,14 +16,13 @@ from torch import Tensor
 
 from star_cli.data.cache import TokenCache
 from star_cli.data.order import RowOrder
+from star_cli.data.reader import first_readable
 from star_cli.data.source import CaptionedImages, Crop
-from star_cli.errors import BadImageError, DataError, OptionError
+from star_cli.errors import DataError, OptionError
 from star_cli.models.schedule import ScaleSchedule
 from star_cli.training.batch_order import PortionOrder
 from star_cli.training.star_batches import Portion, StarBatch, StarSource
 
-UNREADABLE_IN_A_ROW = 1000
-"""After so many pictures that cannot be read, one after another, the source is taken to be gone."""
 _NEXT_ORDER = 2**32  # between the seeds of two portions' orders: further apart than anybody's seeds
 
 
@@ -204,17 +203,14 @@ class PixelBatches(_OrderedBatches):
 
     def _picture(self, step: int, row: int, wanted: int, resolution: int, skipped: list[str]) -> tuple[Tensor, str]:
         """The first readable picture from `wanted` on, as a token cache has it, and a caption."""
-        reason = ""
-        for further in range(min(len(self.source), UNREADABLE_IN_A_ROW)):
-            index = (wanted + further) % len(self.source)
-            words, crop = self._words_rng(step, row), random.Random(f"crop {self.seed} {step} {row}")
-            try:
-                # a dropped caption is read, too: where it cannot be, the cache has no tokens of the picture either
-                caption = self.source.caption(index, words or random.Random(0))
-                return self.source.pixels(index, resolution, self.crop, crop), caption if words else ""
-            except BadImageError as error:
-                skipped.append(self.source.name(index))
-                reason = str(error)
-        raise DataError(
-            f"{len(skipped):,} pictures in a row cannot be read; the last: {reason}", "see `star data check`"
-        )
+        count = len(self.source)
+        words = self._words_rng(step, row)
+
+        def read(index: int) -> tuple[Tensor, str]:
+            # a dropped caption is read, too: where it cannot be, the cache has no tokens of the picture either
+            caption = self.source.caption(index, self._words_rng(step, row) or random.Random(0))
+            crop = random.Random(f"crop {self.seed} {step} {row}")
+            return self.source.pixels(index, resolution, self.crop, crop), caption if words else ""
+
+        onwards = ((wanted + further) % count for further in range(count))
+        return first_readable(onwards, read, lambda index, _: skipped.append(self.source.name(index)))[1]

@@ -12,19 +12,18 @@ import random
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 
 import torch
 from torch import Tensor
 
 from star_cli.data import shapes
 from star_cli.data.part import hold_out
+from star_cli.data.reader import any_other, first_readable
 from star_cli.data.source import CaptionedImages, Crop, ShapeScenes
-from star_cli.errors import BadImageError, DataError, OptionError
+from star_cli.errors import DataError, OptionError
 from star_cli.training.loop import BatchSource
 from star_cli.training.vqvae_config import VQVAEStageConfig
-
-MOST_UNREADABLE = 100
-"""Pictures in a row that may be unreadable before the set as a whole counts as broken."""
 
 
 @dataclass(frozen=True)
@@ -152,16 +151,11 @@ class PictureSource(ImageSource):
     def _readable(self, index: int, resolution: int, rng: random.Random, unreadable: list[str]) -> Tensor:
         """A picture, or another one where it cannot be read: (3, R, R)."""
         square: Crop = self.config.square
-        for _ in range(MOST_UNREADABLE):
-            try:
-                return self.pictures.pixels(index, resolution, square, rng)
-            except BadImageError:
-                unreadable.append(self.pictures.name(index))
-                index = rng.randrange(len(self.pictures))
-        raise DataError(
-            f"{MOST_UNREADABLE} pictures in a row cannot be read, the last of them {unreadable[-1]}",
-            "`star data check` names all that cannot",
-        )
+        return first_readable(
+            chain([index], any_other(self.pictures, rng)),
+            lambda index: self.pictures.pixels(index, resolution, square, rng),
+            lambda index, _: unreadable.append(self.pictures.name(index)),
+        )[1]
 
 
 def image_source(
