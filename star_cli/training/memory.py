@@ -2,25 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from star_cli.errors import OptionError, TrainingError
+from star_cli.memory import is_out_of_memory
 from star_cli.training.batches import count_rows, shard
 from star_cli.training.config import LoopConfig
 from star_cli.training.stage import Stage
 
-_CPU_WORDS = ("can't allocate memory", "not enough memory")
 
+@contextmanager
+def memory_in_words(doing: str, hint: str) -> Iterator[None]:
+    """Say what was done when memory ran out, and what to change.
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether a GPU's or the CPU's allocator gave up."""
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
-        return True
-    return isinstance(error, RuntimeError) and any(words in str(error) for words in _CPU_WORDS)
+    Raises:
+        TrainingError: there was not enough of it.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError, OSError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise TrainingError(f"out of memory while {doing}", hint) from error
 
 
 def state_bytes(stage: Stage, config: LoopConfig, optimizers: Sequence[torch.optim.Optimizer]) -> dict[str, int]:
