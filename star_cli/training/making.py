@@ -34,7 +34,7 @@ from star_cli.training.loop import OnProgress, Stage, is_finished, train_stage
 from star_cli.training.recipe import STAGES, Recipe, StableRecipe, StarRecipe
 from star_cli.training.stable import StableStage, add_stable_head
 from star_cli.training.star import StarStage
-from star_cli.training.star_batches import StarSource, TokenSource
+from star_cli.training.star_batches import StarSource, TokenSource, scenes_in_use
 from star_cli.training.star_sources import CachedBatches, PixelBatches
 from star_cli.training.vqvae import VQVAEStage
 
@@ -282,11 +282,12 @@ class Maker:
             return PixelBatches(pictures, schedules, part.portions, drop, seed, data.crop)
         needed = () if self._is_finished(name) else sorted(wanted)
         tokens = {}
+        scenes = scenes_in_use(part.portions, part.loop.steps, part.stage.scenes)
         for resolution in needed:
             on_part = None if self.on_cache is None else partial(self.on_cache, f"tokens at {resolution} px")
             with main_first():
                 tokens[resolution] = scene_tokens(
-                    self._vqvae, schedules[resolution], resolution, 0, part.stage.scenes, self.run / "tokens", on_part
+                    self._vqvae, schedules[resolution], resolution, 0, scenes[resolution], self.run / "tokens", on_part
                 )
         return TokenSource(tokens, schedules, part.portions, drop, seed)
 

@@ -43,8 +43,9 @@ class RunState:
         self.note: OnNote = on_note if on_note and self.processes.is_main else lambda text: None
         if config.lora_rank:
             lora.add_adapters(stage, config.lora_rank, config.lora_alpha)
-        if not stage.set_checkpointing(config.checkpointing) and config.checkpointing:
+        if config.checkpointing and not stage.can_checkpoint:
             raise OptionError(f"stage {stage.name} keeps all activations", "set loop.checkpointing = false")
+        stage.set_checkpointing(config.checkpointing)
         if config.accumulate > 1 and not stage.shards:
             raise OptionError(f"stage {stage.name} needs its batches whole", "set loop.accumulate = 1")
         self.engine = wrap(stage, config, self.processes)

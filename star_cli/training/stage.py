@@ -88,12 +88,16 @@ class Stage(nn.Module, ABC):
             if isinstance(part, nn.Module):
                 part.to(device)
 
-    def set_checkpointing(self, on: bool) -> bool:
-        """Compute activations again in the backward pass, or keep them; False where no part of the stage can."""
-        able = [module for module in self.children() if hasattr(module, "set_checkpointing")]
-        for module in able:
-            module.set_checkpointing(on)  # type: ignore[operator]  # a Module's attributes are Any
-        return bool(able)
+    @property
+    def can_checkpoint(self) -> bool:
+        """Whether a part of the stage can compute its activations again in the backward pass."""
+        return any(hasattr(module, "set_checkpointing") for module in self.children())
+
+    def set_checkpointing(self, on: bool) -> None:
+        """Compute activations again in the backward pass, or keep them."""
+        for module in self.children():
+            if hasattr(module, "set_checkpointing"):
+                module.set_checkpointing(on)  # type: ignore[operator]  # a Module's attributes are Any
 
     def units(self) -> list[nn.Module]:
         """Modules of which only one need be whole at a time (FSDP), and which are compiled one by one."""

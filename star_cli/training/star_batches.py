@@ -12,6 +12,7 @@ import random
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from math import ceil
 
 import torch
 from torch import Tensor
@@ -40,6 +41,25 @@ class Portion(Config):
     def __post_init__(self) -> None:
         if self.batch_size < 1 or self.share <= 0 or self.scales < 0:
             raise OptionError("a portion needs batch_size of at least 1, a positive share, and scales of at least 0")
+
+
+def scenes_in_use(portions: Sequence[Portion], steps: int, most: int) -> dict[int, int]:
+    """Scenes that a run of so many steps wants tokens of, at each resolution: a short one does not wait for all.
+
+    Args:
+        portions: of its batches.
+        steps: of the whole run.
+        most: as many as a long run learns from.
+    Returns:
+        As many as the run's batches hold on average, but a batch at least; never more than `most`.
+    """
+    wanted = {}
+    for resolution in sorted({portion.resolution for portion in portions}):
+        own = [portion for portion in portions if portion.resolution == resolution]
+        share = sum(portion.share for portion in portions)
+        drawn = steps * sum(portion.share * portion.batch_size for portion in own) / share
+        wanted[resolution] = min(most, max(ceil(drawn), *(portion.batch_size for portion in own)))
+    return wanted
 
 
 @dataclass(frozen=True)

@@ -261,3 +261,12 @@ def test_with_a_zero_code_short_residuals_get_no_other() -> None:
     stage.after_step(step)  # each moves to a residual of the batch
     revived = stage.average.sums.norm(dim=1) / stage.average.counts
     assert revived.min() > stage.average.shortest * 0.999 > 0
+
+
+@pytest.mark.parametrize(
+    ("switch", "said"), [("checkpointing", "vqvae keeps all activations"), ("compile", "vqvae has no blocks")]
+)
+def test_switches_of_the_transformer_are_refused(tmp_path: Path, switch: str, said: str) -> None:
+    stage = VQVAEStage(MODEL, CONFIG, SCHEDULES, LOOP.steps, 0)
+    with pytest.raises(OptionError, match=said):
+        train_stage(stage, replace(LOOP, **{switch: True}), tmp_path)
