@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from typing import Any
 
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -21,6 +22,10 @@ class ShapeFamilies(BatchSource):
 
     def __init__(self, config: ClipStageConfig, seed: int):
         self.config, self.seed = config, seed
+
+    def settings(self) -> dict[str, Any]:
+        """The scenes have no end, so there is no number of pictures."""
+        return {"seed": self.seed, "pictures": "generated scenes"}
 
     def batch(self, step: int) -> ClipBatch:
         """The batch of one step."""
@@ -41,6 +46,10 @@ class PicturePairs(BatchSource):
         self.pictures, self.config, self.seed = pictures, config, seed
         self.crop: Crop = crop
         self.order = RowOrder(len(pictures), seed)
+
+    def settings(self) -> dict[str, Any]:
+        """Seed, crop, and how many pictures there are."""
+        return {"seed": self.seed, "crop": self.crop, "pictures": len(self.pictures)}
 
     def batch(self, step: int) -> ClipBatch:
         """The batch of one step."""

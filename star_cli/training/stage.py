@@ -31,6 +31,10 @@ class BatchSource(ABC):
         batch = self.batch(step)
         return shard(batch, rank, world), count_rows(batch)
 
+    def settings(self) -> dict[str, Any]:
+        """Plain data that decides its batches, and that a resumed run must share."""
+        return {}
+
 
 class Stage(nn.Module, ABC):
     """What is trained, on what, by which loss. Its parameters and buffers are what a checkpoint holds."""
@@ -120,4 +124,5 @@ class Stage(nn.Module, ABC):
     def settings(self) -> dict[str, Any]:
         """Plain data that a resumed run must share with the one it goes on with."""
         config = getattr(self, "config", None)
-        return {"stage": config.to_dict()} if isinstance(config, Config) else {}
+        own = {"stage": config.to_dict()} if isinstance(config, Config) else {}
+        return {**own, "data": self.source.settings()}

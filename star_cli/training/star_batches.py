@@ -13,6 +13,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from math import ceil
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -118,10 +119,16 @@ class StarSource(BatchSource):
     """Where the batches of stage 2 come from."""
 
     portions: Sequence[Portion]
+    seed: int
 
     @abstractmethod
     def batch(self, step: int) -> StarBatch:
         """The batch of one step."""
+
+    def settings(self) -> dict[str, Any]:
+        """Seed, and what kinds of batches there are."""
+        portions = {str(number): portion.to_dict() for number, portion in enumerate(self.portions)}
+        return {"seed": self.seed, "portions": {"count": len(portions), **portions}}
 
     def known_tokens(self) -> list[Tensor]:
         """Tokens that are at hand before training, each (n, L): they tell which codes come at all. None: not known."""
@@ -158,6 +165,10 @@ class TokenSource(StarSource):
         tokens = self.cache[portion.resolution][rows, : schedule.offsets[scales]].long()
         captions = [self._caption(row, rng) for row in rows]
         return StarBatch(portion.resolution, scales, tokens, captions)
+
+    def settings(self) -> dict[str, Any]:
+        """The scenes have no end, so there is no number of pictures."""
+        return {**super().settings(), "pictures": "generated scenes"}
 
     def known_tokens(self) -> list[Tensor]:
         """The whole cache."""

@@ -10,6 +10,7 @@ import random
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -52,8 +53,13 @@ class _OrderedBatches(StarSource):
         if pictures < 1:
             raise DataError("there are no pictures to train on", "see `star data check`")
         self.schedules, self.portions, self.drop_text, self.seed = dict(schedules), tuple(portions), drop_text, seed
+        self.pictures = pictures
         self._portion_order = PortionOrder([portion.share for portion in portions], f"{seed}")
         self._orders = [RowOrder(pictures, seed + number * _NEXT_ORDER) for number in range(len(portions))]
+
+    def settings(self) -> dict[str, Any]:
+        """From the cache and from pixels the same: one may go on with a run of the other."""
+        return {**super().settings(), "pictures": self.pictures}
 
     def batch(self, step: int) -> StarBatch:
         """The batch of one step."""

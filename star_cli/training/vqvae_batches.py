@@ -13,6 +13,7 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import chain
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -58,6 +59,15 @@ class ImageSource(BatchSource):
     def batch(self, step: int) -> ImageBatch:
         """The batch of one step; steps below 0 are of the kind that follows the first steps."""
 
+    @property
+    @abstractmethod
+    def data(self) -> CaptionedImages:
+        """The pictures."""
+
+    def settings(self) -> dict[str, Any]:
+        """Seed, sizes, and how many pictures there are."""
+        return {"seed": self.seed, "resolutions": self.resolutions, "pictures": len(self.data)}
+
     def _rng(self, step: int, row: str = "") -> random.Random:
         return random.Random(f"vqvae {self.seed} {step}{row}")
 
@@ -80,6 +90,11 @@ class SceneSource(ImageSource):
     ):
         super().__init__(config, resolutions, plain_steps, seed)
         self.scenes = scenes
+
+    @property
+    def data(self) -> CaptionedImages:
+        """All scenes."""
+        return self.scenes
 
     def batch(self, step: int) -> ImageBatch:
         """The batch of one step."""
@@ -118,6 +133,11 @@ class PictureSource(ImageSource):
         self.pictures = pictures
         if not len(pictures):
             raise DataError("there is no picture to train on")
+
+    @property
+    def data(self) -> CaptionedImages:
+        """All pictures."""
+        return self.pictures
 
     def batch(self, step: int) -> ImageBatch:
         """The batch of one step."""

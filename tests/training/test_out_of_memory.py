@@ -76,7 +76,12 @@ def too_large_pictures(folder: Path, model: Path) -> list[str]:
     ("command", "said", "hint"),
     [
         (too_wide, "out of memory while stage vqvae was prepared", "make the model smaller"),
-        (too_many_activations, "out of memory on cpu in step 1: it needs about", "train at a lower resolution"),
+        pytest.param(
+            too_many_activations,
+            "out of memory on cpu in step 1: it needs about",
+            "train at a lower resolution",
+            marks=pytest.mark.slow,
+        ),
         (too_large_pictures, "out of memory while batches were made", "lower batch_size"),
     ],
 )
