@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor  # counting and checking pictures needs no torch
 
 Crop = Literal["centre", "random"]
+GENERATED = "generated scenes"
 
 
 class CaptionedImages(ABC):
@@ -64,6 +65,11 @@ class CaptionedImages(ABC):
         Raises:
             BadImageError: it cannot be read.
         """
+
+
+def count_in_words(pictures: CaptionedImages) -> int | str:
+    """How many pictures there are; of generated ones that they are, for their number says nothing."""
+    return GENERATED if pictures.is_generated else len(pictures)
 
 
 class ShapeScenes(CaptionedImages):

@@ -10,7 +10,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from star_cli.data.order import RowOrder
 from star_cli.data.reader import read_rows
-from star_cli.data.source import CaptionedImages, Crop
+from star_cli.data.source import GENERATED, CaptionedImages, Crop, count_in_words
 from star_cli.models.text_open_clip import load_tokenizer
 from star_cli.training.clip import ClipBatch, ClipStageConfig, build_clip, clip_batch, clip_loss
 from star_cli.training.loop import BatchSource, Stage
@@ -25,7 +25,7 @@ class ShapeFamilies(BatchSource):
 
     def settings(self) -> dict[str, Any]:
         """The scenes have no end, so there is no number of pictures."""
-        return {"seed": self.seed, "pictures": "generated scenes"}
+        return {"seed": self.seed, "pictures": GENERATED}
 
     def batch(self, step: int) -> ClipBatch:
         """The batch of one step."""
@@ -49,7 +49,7 @@ class PicturePairs(BatchSource):
 
     def settings(self) -> dict[str, Any]:
         """Seed, crop, and how many pictures there are."""
-        return {"seed": self.seed, "crop": self.crop, "pictures": len(self.pictures)}
+        return {"seed": self.seed, "crop": self.crop, "pictures": count_in_words(self.pictures)}
 
     def batch(self, step: int) -> ClipBatch:
         """The batch of one step."""

@@ -13,7 +13,8 @@ import torch
 from star_cli.checkpoints.folder import TEXT_FOLDER, ModelFolder
 from star_cli.checkpoints.known import find_model
 from star_cli.data.cache import open_cache
-from star_cli.data.cache_build import CacheOptions, build_cache
+from star_cli.data.cache_build import build_cache
+from star_cli.data.cache_plan import CacheOptions
 from star_cli.data.open import SHAPES, open_source
 from star_cli.data.part import Part
 from star_cli.data.source import CaptionedImages

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from star_cli.data import shapes
+from star_cli.data.source import GENERATED
 from star_cli.errors import OptionError
 from star_cli.models.condition import TextCondition
 from star_cli.models.config import Config
@@ -168,7 +169,7 @@ class TokenSource(StarSource):
 
     def settings(self) -> dict[str, Any]:
         """The scenes have no end, so there is no number of pictures."""
-        return {**super().settings(), "pictures": "generated scenes"}
+        return {**super().settings(), "pictures": GENERATED}
 
     def known_tokens(self) -> list[Tensor]:
         """The whole cache."""

@@ -18,7 +18,7 @@ from torch import Tensor
 from star_cli.data.cache import TokenCache
 from star_cli.data.order import RowOrder
 from star_cli.data.reader import first_readable
-from star_cli.data.source import CaptionedImages, Crop
+from star_cli.data.source import GENERATED, CaptionedImages, Crop, count_in_words
 from star_cli.errors import DataError, OptionError
 from star_cli.models.schedule import ScaleSchedule
 from star_cli.training.batch_order import PortionOrder
@@ -53,9 +53,13 @@ class _OrderedBatches(StarSource):
         if pictures < 1:
             raise DataError("there are no pictures to train on", "see `star data check`")
         self.schedules, self.portions, self.drop_text, self.seed = dict(schedules), tuple(portions), drop_text, seed
-        self.pictures = pictures
         self._portion_order = PortionOrder([portion.share for portion in portions], f"{seed}")
         self._orders = [RowOrder(pictures, seed + number * _NEXT_ORDER) for number in range(len(portions))]
+
+    @property
+    @abstractmethod
+    def pictures(self) -> int | str:
+        """As `count_in_words` tells of them."""
 
     def settings(self) -> dict[str, Any]:
         """From the cache and from pixels the same: one may go on with a run of the other."""
@@ -137,6 +141,11 @@ class CachedBatches(_OrderedBatches):
         self.cache, self.fresh, self.tells_tokens = cache, captions, tells_tokens
         self.use_features = cache.has_features and captions is None if use_features is None else use_features
 
+    @property
+    def pictures(self) -> int | str:
+        """Those in the cache, unless their captions are written anew."""
+        return len(self.cache) if self.fresh is None else GENERATED
+
     def known_tokens(self) -> list[Tensor]:
         """The whole cache, if that is wanted."""
         if not self.tells_tokens:
@@ -200,6 +209,11 @@ class PixelBatches(_OrderedBatches):
         super().__init__(len(source), schedules, portions, drop_text, seed)
         self.source: CaptionedImages = source
         self.crop: Crop = crop
+
+    @property
+    def pictures(self) -> int | str:
+        """Those of the source."""
+        return count_in_words(self.source)
 
     def _make(self, step: int, portion: Portion, scales: int, rows: Sequence[tuple[int, int]]) -> StarBatch:
         skipped: list[str] = []

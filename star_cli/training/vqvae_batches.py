@@ -21,7 +21,7 @@ from torch import Tensor
 from star_cli.data import shapes
 from star_cli.data.part import hold_out
 from star_cli.data.reader import any_other, first_readable
-from star_cli.data.source import CaptionedImages, Crop, ShapeScenes
+from star_cli.data.source import CaptionedImages, Crop, ShapeScenes, count_in_words
 from star_cli.errors import DataError, OptionError
 from star_cli.training.loop import BatchSource
 from star_cli.training.vqvae_config import VQVAEStageConfig
@@ -66,7 +66,7 @@ class ImageSource(BatchSource):
 
     def settings(self) -> dict[str, Any]:
         """Seed, sizes, and how many pictures there are."""
-        return {"seed": self.seed, "resolutions": self.resolutions, "pictures": len(self.data)}
+        return {"seed": self.seed, "resolutions": self.resolutions, "pictures": count_in_words(self.data)}
 
     def _rng(self, step: int, row: str = "") -> random.Random:
         return random.Random(f"vqvae {self.seed} {step}{row}")

@@ -162,7 +162,7 @@ def test_what_decides_the_batches_may_not_change_on_the_way(tmp_path: Path) -> N
     put(tmp_path / "photos")
     for stage, change, said in (
         ("clip", ["--set", "seed=4"], "data.seed 3 -> 4"),
-        ("vqvae", ["--data", str(tmp_path / "photos")], "-> 3"),
+        ("vqvae", ["--data", str(tmp_path / "photos")], "data.pictures generated scenes -> 2"),
         ("star", ["--batch-size", "1"], "data.portions.1.batch_size 2 -> 1"),
         ("star", ["--data", str(tmp_path / "photos")], "data.pictures generated scenes -> 3"),
     ):
