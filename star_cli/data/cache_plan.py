@@ -33,7 +33,7 @@ class CacheOptions(Config):
     """Where the square is taken; "random": one square for each picture, the same in every epoch."""
     features: FeatureDtype = "float32"
     """How the captions' features are stored. float32 gives the loss that the text encoder itself gives; float16 is half
-    as large (docs/token-cache.md has the drift); none leaves them to the text encoder, and keeps the captions' words."""
+    as large (docs/token-cache.md has the drift); none leaves them to the text encoder, and keeps the words alone."""
     batch_size: int = 0
     """Pictures in one pass of the VQVAE; 0: 16 at 256 pixels, and fewer where they are larger."""
     pictures_per_shard: int = 1024

@@ -306,6 +306,7 @@ def train_stage(
     *,
     resume: str | Path = "auto",
     on_note: OnNote | None = None,
+    on_begin: Callable[[], None] | None = None,
 ) -> float:
     """Train a stage, or take it from its finished checkpoint; gives the seconds it took in all sessions together.
 
@@ -316,9 +317,12 @@ def train_stage(
         on_progress: called after each step, in the first of several processes.
         resume: "auto", "never", or where the checkpoint is, see `RunState.resume`.
         on_note: told what the user should know though the work goes on: settings that changed, a damaged checkpoint.
+        on_begin: called once it is known that the run goes on with what is in the folder, before the first step.
     """
     run = TrainingRun(stage, config, folder, on_note)
     run.resume(resume)
+    if on_begin is not None:
+        on_begin()
     if run.step < config.steps:
         run.train(on_progress)
     else:

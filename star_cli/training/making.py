@@ -112,11 +112,8 @@ class Maker:
         """
         join(self.recipe.loop(stage))
         self._asked = stage
-        if self.resume == "never":  # before the recipe of the run that is there is written over
+        if self.resume == "never":  # before any work
             refuse_a_run(self.run / stage)
-        if is_main():
-            self.run.mkdir(parents=True, exist_ok=True)
-            (self.run / RECIPE_FILE).write_text(self.recipe.to_toml(), encoding="utf-8")
         for earlier in self._needed_by(stage):
             if not self._is_finished(earlier):
                 raise TrainingError(
@@ -312,7 +309,19 @@ class Maker:
         return None if source == SHAPES else open_source(source, spool_folder=self.run / "shards")
 
     def _learn(self, stage: Stage, loop: LoopConfig) -> None:
-        resume = self.resume if stage.name == self._asked else "auto"
+        is_asked = stage.name == self._asked
         self.seconds[stage.name] = train_stage(
-            stage, loop, self.run / stage.name, self.on_progress, resume=resume, on_note=self.on_note
+            stage,
+            loop,
+            self.run / stage.name,
+            self.on_progress,
+            resume=self.resume if is_asked else "auto",
+            on_note=self.on_note,
+            on_begin=self._write_recipe if is_asked else None,
         )
+
+    def _write_recipe(self) -> None:
+        """Not before the stage may go on: a recipe that is refused must not stand for what was trained."""
+        if is_main():
+            self.run.mkdir(parents=True, exist_ok=True)
+            (self.run / RECIPE_FILE).write_text(self.recipe.to_toml(), encoding="utf-8")
