@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 Crop = Literal["centre", "random"]
 _CAPTIONS_WITH_ALL_WORDS = 3000
+GENERATED = "generated scenes"
 
 
 class CaptionedImages(ABC):
@@ -71,6 +72,11 @@ class CaptionedImages(ABC):
         Raises:
             BadImageError: it cannot be read.
         """
+
+
+def count_in_words(pictures: CaptionedImages) -> int | str:
+    """How many pictures there are; of generated ones that they are, for their number says nothing."""
+    return GENERATED if pictures.is_generated else len(pictures)
 
 
 class ShapeScenes(CaptionedImages):

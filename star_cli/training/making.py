@@ -13,7 +13,8 @@ import torch
 from star_cli.checkpoints.folder import TEXT_FOLDER, ModelFolder
 from star_cli.checkpoints.known import find_model
 from star_cli.data.cache import open_cache
-from star_cli.data.cache_build import CacheOptions, build_cache
+from star_cli.data.cache_build import build_cache
+from star_cli.data.cache_plan import CacheOptions
 from star_cli.data.open import SHAPES, open_source
 from star_cli.data.part import Part
 from star_cli.data.source import CaptionedImages, ShapeScenes
@@ -25,7 +26,7 @@ from star_cli.models.text import TextEncoder, load_text_encoder
 from star_cli.models.transformer import StarTransformer
 from star_cli.models.upscale import copy_levels, move_to_schedule
 from star_cli.models.vqvae import MultiScaleVQVAE
-from star_cli.training.checkpoint import OnNote
+from star_cli.training.checkpoint import OnNote, refuse_a_run
 from star_cli.training.clip import save_text_encoder
 from star_cli.training.clip_stage import ClipStage
 from star_cli.training.config import LoopConfig, read_toml
@@ -35,7 +36,7 @@ from star_cli.training.loop import OnProgress, Stage, is_finished, train_stage
 from star_cli.training.recipe import STAGES, Recipe, StableRecipe, StarRecipe
 from star_cli.training.stable import StableStage, add_stable_head
 from star_cli.training.star import StarStage
-from star_cli.training.star_batches import StarSource, TokenSource
+from star_cli.training.star_batches import StarSource, TokenSource, scenes_in_use
 from star_cli.training.star_sources import CachedBatches, PixelBatches
 from star_cli.training.vqvae import VQVAEStage
 
@@ -87,7 +88,8 @@ class Maker:
         on_progress: called after each training step.
         on_cache: called while the token caches are made.
         on_note: told what the user should know though the work goes on.
-        resume: "auto" goes on with a run that is there, "never" refuses to.
+        resume: whether a stage that is asked for goes on with a run that is there ("auto"), or refuses to ("never").
+            Earlier stages that are finished serve as they are either way.
     """
 
     def __init__(
@@ -102,18 +104,19 @@ class Maker:
         self.recipe, self.run = recipe, run
         self.on_progress, self.on_cache, self.on_note = on_progress, on_cache, on_note
         self.resume: Resume = resume
+        self._asked: str | None = None
         self.seconds: dict[str, float] = {}
 
     def train(self, stage: str) -> None:
         """Train one stage.
 
         Raises:
-            TrainingError: a stage that it needs is not finished in this run.
+            TrainingError: a stage that it needs is not finished in this run, or its own was begun and may not go on.
         """
         join(self.recipe.loop(stage))
-        if is_main():
-            self.run.mkdir(parents=True, exist_ok=True)
-            (self.run / RECIPE_FILE).write_text(self.recipe.to_toml(), encoding="utf-8")
+        self._asked = stage
+        if self.resume == "never":  # before any work
+            refuse_a_run(self.run / stage)
         for earlier in self._needed_by(stage):
             if not self._is_finished(earlier):
                 raise TrainingError(
@@ -282,11 +285,12 @@ class Maker:
             return PixelBatches(pictures, schedules, part.portions, drop, seed, data.crop)
         needed = () if self._is_finished(name) else sorted(wanted)
         tokens = {}
+        scenes = scenes_in_use(part.portions, part.loop.steps, part.stage.scenes)
         for resolution in needed:
             on_part = None if self.on_cache is None else partial(self.on_cache, f"tokens at {resolution} px")
             with main_first():
                 tokens[resolution] = scene_tokens(
-                    self._vqvae, schedules[resolution], resolution, 0, part.stage.scenes, self.run / "tokens", on_part
+                    self._vqvae, schedules[resolution], resolution, 0, scenes[resolution], self.run / "tokens", on_part
                 )
         return TokenSource(tokens, schedules, part.portions, drop, seed)
 
@@ -317,6 +321,19 @@ class Maker:
         return None if source == SHAPES else open_source(source, spool_folder=self.run / "shards")
 
     def _learn(self, stage: Stage, loop: LoopConfig) -> None:
+        is_asked = stage.name == self._asked
         self.seconds[stage.name] = train_stage(
-            stage, loop, self.run / stage.name, self.on_progress, resume=self.resume, on_note=self.on_note
+            stage,
+            loop,
+            self.run / stage.name,
+            self.on_progress,
+            resume=self.resume if is_asked else "auto",
+            on_note=self.on_note,
+            on_begin=self._write_recipe if is_asked else None,
         )
+
+    def _write_recipe(self) -> None:
+        """Not before the stage may go on: a recipe that is refused must not stand for what was trained."""
+        if is_main():
+            self.run.mkdir(parents=True, exist_ok=True)
+            (self.run / RECIPE_FILE).write_text(self.recipe.to_toml(), encoding="utf-8")

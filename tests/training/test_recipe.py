@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from typer.testing import CliRunner
 
 from star_cli.checkpoints.folder import read_model_folder
@@ -134,6 +135,51 @@ def test_stages_one_by_one_make_what_one_command_makes(tmp_path: Path) -> None:
     finish = ["train", "all", *tiny, "--out", str(tmp_path / "each"), "--run", str(tmp_path / "steps")]
     assert CliRunner().invoke(app, finish).exit_code == 0
     assert read_model_folder(tmp_path / "each").hash == read_model_folder(tmp_path / "all").hash
+
+
+def test_never_resume_holds_for_the_stage_that_is_asked_for(tmp_path: Path) -> None:
+    """Stages behind it serve as they are; a stage that was begun is refused, and its run's recipe left as it is."""
+    run = tmp_path / "run"
+    anew = ["--recipe", str(TINY), "--threads", "1", "--run", str(run), "--resume", "never"]
+    for stage in ("clip", "vqvae", "star"):
+        result = CliRunner().invoke(app, ["train", stage, *anew])
+        assert result.exit_code == 0, result.stderr
+    recipe = (run / "recipe.toml").read_bytes()
+    for stage in ("clip", "vqvae", "star"):
+        again = CliRunner().invoke(app, ["train", stage, *anew, "--steps", "9"])
+        assert again.exit_code == 1
+        assert f"error: {run / stage} holds a run already (checkpoint-0000000" in again.stderr
+    assert (run / "recipe.toml").read_bytes() == recipe
+    together = CliRunner().invoke(app, ["train", "all", *anew, "--out", str(tmp_path / "model")])
+    assert together.exit_code == 1
+    assert f"{run / 'clip'} holds a run already" in together.stderr
+
+
+def test_what_decides_the_batches_may_not_change_on_the_way(tmp_path: Path) -> None:
+    alone = ["--recipe", str(TINY), "--threads", "1", "--run", str(tmp_path / "run")]
+    for stage in ("clip", "vqvae", "star"):
+        result = CliRunner().invoke(app, ["train", stage, *alone, "--steps", "2"])
+        assert result.exit_code == 0, result.stderr
+    put(tmp_path / "photos")
+    for stage, change, said in (
+        ("clip", ["--set", "seed=4"], "data.seed 3 -> 4"),
+        ("vqvae", ["--data", str(tmp_path / "photos")], "data.pictures generated scenes -> 2"),
+        ("star", ["--batch-size", "1"], "data.portions.1.batch_size 2 -> 1"),
+        ("star", ["--data", str(tmp_path / "photos")], "data.pictures generated scenes -> 3"),
+    ):
+        result = CliRunner().invoke(app, ["train", stage, *alone, *change, "--steps", "3"])
+        assert result.exit_code == 1
+        assert "error: this run was begun with other settings; what changed: data." in result.stderr
+        assert said in result.stderr
+    result = CliRunner().invoke(app, ["train", "star", *alone, "--steps", "3"])
+    assert result.exit_code == 0, result.stderr
+
+
+def put(folder: Path) -> None:
+    """Three pictures."""
+    folder.mkdir()
+    for number in range(3):
+        Image.new("RGB", (40, 32), (80 * number, 0, 0)).save(folder / f"{number}.png")
 
 
 def test_transformer_on_the_parts_of_a_model(tmp_path: Path, tiny_model_folder: Path) -> None:

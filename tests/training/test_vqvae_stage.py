@@ -244,3 +244,12 @@ def test_bad_settings_are_refused() -> None:
     for change in ({"adversarial_weight": -1.0}, {"codebook": "mean"}, {"flip_share": 2.0}, {"usage_window": 0}):
         with pytest.raises(OptionError, match=next(iter(change))):
             VQVAEStageConfig.from_dict(change)
+
+
+@pytest.mark.parametrize(
+    ("switch", "said"), [("checkpointing", "vqvae keeps all activations"), ("compile", "vqvae has no blocks")]
+)
+def test_switches_of_the_transformer_are_refused(tmp_path: Path, switch: str, said: str) -> None:
+    stage = VQVAEStage(MODEL, CONFIG, SCHEDULES, LOOP.steps, 0)
+    with pytest.raises(OptionError, match=said):
+        train_stage(stage, replace(LOOP, **{switch: True}), tmp_path)
