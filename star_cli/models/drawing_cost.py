@@ -1,8 +1,7 @@
 """What drawing asks of a machine, part by part and scale by scale, counted from the configs alone: floating-point
 operations, and bytes that have to move however well the work is done.
 
-Letters: B images (R rows, twice as many under guidance), l tokens of a scale, T text tokens, C width, V codes, Z code
-width, h w cells of a level of the decoder, H W pixels.
+Letters: B images, R rows (twice as many under guidance), T text tokens, C width, h w cells of a level of the decoder.
 """
 
 from __future__ import annotations
@@ -130,23 +129,23 @@ def _start(drawing: Drawing) -> Cost:
 def _scale(drawing: Drawing, scale: int) -> Iterator[tuple[str, Cost]]:
     config, schedule = drawing.transformer, drawing.schedule
     width, size, depth = config.width, drawing.item_size, config.depth
-    l, held = schedule.sizes[scale], schedule.offsets[scale + 1]
-    tokens = drawing.rows * l
+    here, held = schedule.sizes[scale], schedule.offsets[scale + 1]
+    tokens = drawing.rows * here
     through = 2 * tokens * width * size  # normed in, what is added to the residual stream out
 
     entering = [Product(tokens, config.code_dim, width)] if scale else []
-    yield "input", drawing.cost(entering, tokens * width * FLOAT32 + drawing.images * l * config.code_dim * FLOAT32)
+    yield "input", drawing.cost(entering, tokens * width * FLOAT32 + drawing.images * here * config.code_dim * FLOAT32)
 
-    kept = 2 * width * size * drawing.rows * (held + l)  # keys and values of all scales read, of this one written
+    kept = 2 * width * size * drawing.rows * (held + here)  # keys and values of all scales read, of this one written
     attention = self_attention_products(config, tokens, tokens * held)
     yield "self_attention", drawing.cost(attention, through + kept, depth)
     if config.cross_attention:
-        looking = drawing.heard * l
+        looking = drawing.heard * here
         text = 2 * width * size * drawing.heard * drawing.text_tokens
         looks = cross_attention_products(config, looking, looking * drawing.text_tokens)
         yield "cross_attention", drawing.cost(looks, 2 * looking * width * size + text, depth)
     yield "feed_forward", drawing.cost(feed_forward_products(config, tokens), through, depth)
-    yield "block_rest", _block_rest(drawing, l)
+    yield "block_rest", _block_rest(drawing, here)
 
     logits = tokens * config.codebook_size * FLOAT32
     head = [Product(tokens, width, config.codebook_size)]
@@ -157,22 +156,22 @@ def _scale(drawing: Drawing, scale: int) -> Iterator[tuple[str, Cost]]:
     yield "quantizer", _add_scale(drawing)
 
 
-def _block_rest(drawing: Drawing, l: int) -> Cost:  # noqa: E741
+def _block_rest(drawing: Drawing, tokens: int) -> Cost:
     """Modulation, norms and additions: the residual stream is read and written once for each branch."""
     config = drawing.transformer
     width, branches = config.width, 3 if config.cross_attention else 2
-    stream = branches * 2 * drawing.rows * l * width * FLOAT32
+    stream = branches * 2 * drawing.rows * tokens * width * FLOAT32
     own = [Product(drawing.rows, width, 6 * width)] if config.has_own_modulation else []
     shared = []
     if config.modulation == "level":
-        shared = [Product(l, 2 * width, width), Product(l, width, 6 * width)]
+        shared = [Product(tokens, 2 * width, width), Product(tokens, width, 6 * width)]
     elif config.modulation in ("class_shared", "text_shared"):
         shared = [Product(drawing.rows, width, 6 * width)]
     return drawing.cost(own, stream, config.depth) + drawing.cost(shared, 0)
 
 
 def _add_scale(drawing: Drawing) -> Cost:
-    """phi over the whole latent, and f_hat read and written; the same at every scale."""
+    """Convolve with phi over the whole latent, read and write f_hat; the same at every scale."""
     width, cells = drawing.vqvae.code_dim, drawing.schedule.last_side**2
     product = Product(drawing.images * cells, 9 * width, width)
     return drawing.cost([product], 3 * drawing.images * cells * width * FLOAT32, unit="head")
