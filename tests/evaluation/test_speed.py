@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from benchmarks.performance import render, scaled_authors_seconds
 from star_cli.errors import ModelNotFoundError, OptionError
 from star_cli.evaluation import speed_subject
 from star_cli.evaluation.speed import Bench, Effort, run_bench
@@ -129,6 +130,20 @@ def test_comparison_tells_gains_and_what_is_not_the_same(report: dict[str, Any])
     compared = list(tables({**report, "compare": told}))[-1]
     assert ["batch 1", "3.00x"] in compared.rows
     assert ["not the same: settings.dtype", "float32 -> bfloat16"] in compared.rows
+
+
+def test_page_shows_what_was_measured_and_the_authors_seconds_at_this_machines_rate(report: dict[str, Any]) -> None:
+    rate = {**report["ceilings"], "gemm": {"bfloat16": 840.0}}
+    random = {"name": "star-512-d30", "weights": "random"}
+    page = render(
+        {"own": report, "size": {**report, "subject": random, "ceilings": rate}},
+    )
+    (size,) = [line for line in page.splitlines() if line.startswith("| size |")]
+    assert "| 33.0 |" in size  # 66 s at half this rate
+    assert len([line for line in page.splitlines() if line.startswith("| own |")]) == len(report["batches"])
+    assert page.count("| self attention |") == 2
+    assert scaled_authors_seconds("star-256-d16", "bfloat16", 100.0) is None
+    assert render({}) == "Nothing has been measured yet.\n"
 
 
 # -- shapes -----------------------------------------------------------------------------------------------------------
