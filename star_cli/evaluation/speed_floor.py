@@ -17,7 +17,7 @@ from star_cli.models.drawing_cost import Cost, Drawing, Place, drawing_costs
 def fastest_profile(workload: Workload, images: int, repeat: int) -> Times:
     """Of some passes with clocks around their parts, the one that took least: its parts add up to its total."""
     measured = []
-    with clocks_around(workload.subject.pipeline) as clocks:
+    with clocks_around(workload.subject.pipeline, len(workload.schedule)) as clocks:
         for _ in range(repeat):
             clocks.begin()
             workload.draw(images, clocks)

@@ -19,8 +19,8 @@ PARTS = (
     *("stable", "sampling", "quantizer", "decode", "file", "rest"),
 )
 """In the order in which they come; "rest" is what no clock was around."""
-ONCE = ("text", "start", "decode", "file")
-"""Done once a picture, wherever the clock meets them."""
+ONCE = ("text", "start", "decode", "file", "rest")
+"""Of no scale, wherever the clock meets them; nor is what happens inside "decode"."""
 
 
 @dataclass(frozen=True)
@@ -40,8 +40,10 @@ class Clocks:
     """A clock for each part at each scale; a part inside another one stops the outer's."""
 
     device: torch.device
-    scale: int | None = None
-    """The one that is being drawn; None after the last."""
+    scales: int
+    """Of the schedule."""
+    scale: int = 0
+    """The one that is being drawn."""
     _seconds: dict[Place, float] = field(default_factory=dict)
     _running: list[str] = field(default_factory=list)
     _last: float = 0.0
@@ -58,9 +60,9 @@ class Clocks:
         return shown
 
     def on_scale(self, done: int, total: int) -> None:
-        """Take this for the pipeline's callback: it tells when a scale ends."""
+        """Take this for the pipeline's callback: it tells when a scale ends, of all images one after the other."""
         self._book()
-        self.scale = done if done < total else None
+        self.scale = done % self.scales
 
     def timed(self, part: str, call: Callable[..., Any]) -> Callable[..., Any]:
         """The same call, on the clock of `part`."""
@@ -80,7 +82,7 @@ class Clocks:
 
     def _book(self) -> None:
         time, part = now(self.device), self._running[-1]
-        place = (part, None if part in ONCE else self.scale)
+        place = (part, None if part in ONCE or "decode" in self._running else self.scale)
         self._seconds[place] = self._seconds.get(place, 0.0) + time - self._last
         self._last = time
 
@@ -106,13 +108,13 @@ def _watched(pipe: StarPipeline) -> Iterator[tuple[str, Any, str]]:
     yield "quantizer", quantizer, "look_up"
     yield "quantizer", quantizer, "add_scale"
     yield "quantizer", quantizer, "next_input"
-    yield "decode", pipe.vqvae, "decode"
+    yield "decode", pipe, "_decode"  # whatever decoder the device gets; f_hat inside it has its own clock
 
 
 @contextmanager
-def clocks_around(pipe: StarPipeline) -> Iterator[Clocks]:
+def clocks_around(pipe: StarPipeline, scales: int) -> Iterator[Clocks]:
     """Clocks around the parts of a pipeline, taken off again at the end; not while another thread draws with it."""
-    clocks = Clocks(pipe.device)
+    clocks = Clocks(pipe.device, scales)
     with ExitStack() as stack:
         for part, owner, name in _watched(pipe):
             stack.callback(_put_back, owner, name, name in vars(owner), getattr(owner, name))

@@ -22,6 +22,7 @@ from star_cli.evaluation.speed_profile import Clocks
 from star_cli.generation.options import SamplingOptions
 from star_cli.models.condition import TextCondition
 from star_cli.models.config import TextEncoderConfig, TransformerConfig
+from star_cli.models.flops import count_parameters
 from star_cli.models.schedule import ScaleSchedule
 from star_cli.models.text import TextEncoder
 from star_cli.models.transformer import StarTransformer
@@ -78,7 +79,7 @@ class Subject:
             "name": pipe.name,
             "weights": "random" if self.is_random else "trained",
             "text": self.text,
-            "transformer_parameters": sum(parameter.numel() for parameter in pipe.transformer.parameters()),
+            "transformer_parameters": count_parameters(pipe.transformer.config),
             "vqvae_parameters": sum(parameter.numel() for parameter in pipe.vqvae.parameters()),
             "resolutions": list(pipe.resolutions),
         }

@@ -14,7 +14,7 @@ from star_cli.errors import ModelNotFoundError, OptionError
 from star_cli.evaluation import speed_subject
 from star_cli.evaluation.speed import Bench, Effort, run_bench
 from star_cli.evaluation.speed_machine import floor_seconds, threads_set
-from star_cli.evaluation.speed_profile import PARTS, clocks_around
+from star_cli.evaluation.speed_profile import PARTS, Clocks, clocks_around
 from star_cli.evaluation.speed_report import compare, tables
 from star_cli.evaluation.speed_subject import SHAPES, Precision, Subject, Workload, find_shape, load_subject
 from star_cli.generation import sampler
@@ -101,7 +101,7 @@ def test_clocks_leave_the_pipeline_as_it_was_and_the_picture_the_same(tiny_pipel
     before, draws = dict(vars(tiny_pipeline.transformer.blocks[0])), sampler.draw_tokens
     workload = Workload(Subject(tiny_pipeline, False, "encoder"), 32, tiny_pipeline.defaults)
     (plain,) = tiny_pipeline.draw_jobs(workload.jobs(1), res=32, options=workload.options)
-    with clocks_around(tiny_pipeline) as clocks:
+    with clocks_around(tiny_pipeline, 3) as clocks:
         clocks.begin()
         (timed,) = tiny_pipeline.draw_jobs(workload.jobs(1), res=32, options=workload.options, on_scale=clocks.on_scale)
         assert clocks.end().total > 0
@@ -110,6 +110,20 @@ def test_clocks_leave_the_pipeline_as_it_was_and_the_picture_the_same(tiny_pipel
     assert vars(tiny_pipeline.transformer.blocks[0]) == before
     assert sampler.draw_tokens is draws
     assert "tell" not in vars(tiny_pipeline)
+
+
+def test_images_that_are_drawn_one_after_the_other_share_their_scales() -> None:
+    clocks = Clocks(torch.device("cpu"), scales=2)
+    work = clocks.timed("head", lambda: None)
+    decode = clocks.timed("decode", clocks.timed("quantizer", lambda: None))
+    clocks.begin()
+    for done in (1, 2, 3, 4):
+        work()
+        clocks.on_scale(done, 4)
+        if done % 2 == 0:
+            decode()
+    places = set(clocks.end().seconds)
+    assert places == {("head", 0), ("head", 1), ("decode", None), ("quantizer", None), ("rest", None)}
 
 
 def test_threads_are_set_inside_alone() -> None:
