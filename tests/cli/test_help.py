@@ -33,6 +33,8 @@ print("imported:", *sorted(set("{HEAVY}".split()) & set(sys.modules)))
         ["--help"],
         ["generate", "--help"],
         ["batch", "--help"],
+        ["bench", "--help"],
+        ["bench", "--batch-sizes", "0"],
         ["generate", "x", "--seed", "-1"],
         ["batch", "none.txt"],
         ["batch", __file__, "--input-format", "text", "--dry-run"],
@@ -49,7 +51,7 @@ def test_help_names_every_command(star: Star) -> None:
     result = star("--help")
     assert result.exit_code == 0
     listed = result.stdout.partition("Commands:")[2].split()
-    commands = "generate batch sheet info models doctor config man data train finetune weights"
+    commands = "generate batch sheet info models doctor bench config man data train finetune weights"
     assert set(commands.split()) <= set(listed)
 
 
