@@ -76,7 +76,8 @@ def make_request(
     Args:
         prompts: as on the command line; "-" stands for standard input.
         classes: as on the command line: numbers or names.
-        flags: by name, None where not given: model, res, seed, num, negative, device, dtype, quantize and those of `SAMPLING`.
+        flags: by name, None where not given: model, res, seed, num, negative, device, dtype,
+            quantize and those of `SAMPLING`.
         from_image: the picture whose recipe is repeated.
         defaults: the user's (see `defaults.py`).
     Raises:

@@ -20,8 +20,10 @@ from star_cli.errors import OptionError
 from star_cli.models.transformer import StarTransformer
 
 LARGEST = 127
-_LAYERS = ("self_attention.qkv", "self_attention.out", "cross_attention.q", "cross_attention.out")
-_LAYERS += ("feed_forward.enter", "feed_forward.leave")
+_LAYERS = (
+    *("self_attention.qkv", "self_attention.out", "cross_attention.q", "cross_attention.out"),
+    *("feed_forward.enter", "feed_forward.leave"),
+)
 """What every token passes through. What is computed once a prompt (text keys and values, modulation) stays float32."""
 _AT_ONCE = 2**20
 """Numbers in or out that are worked on at a time, so that what lies between the steps stays in the cache."""
@@ -83,8 +85,9 @@ def quantize_blocks(transformer: StarTransformer) -> None:
     check_int8(transformer.start_position.device, transformer.start_position.dtype)
     for block in transformer.blocks:
         for name in _LAYERS:
-            if block.get_submodule(name.partition(".")[0]) is not None:
-                _quantize(block.get_submodule(name))
+            part, _, layer = name.partition(".")
+            if (holder := getattr(block, part)) is not None:  # no cross-attention in a model that draws classes
+                _quantize(getattr(holder, layer))
 
 
 def check_int8(device: torch.device, dtype: torch.dtype) -> None:
