@@ -364,8 +364,8 @@ class StarPipeline:
     def _rounds_by_batch(self) -> bool:
         """Whether rounding that depends on the size of a batch is coarse enough here to tip draws between two codes.
 
-        On a CPU images are then drawn one at a time, which costs little (docs/precision.md). On a GPU it would cost most
-        of the speed.
+        On a CPU images are then drawn one at a time, which costs little (docs/precision.md). On a GPU it would cost
+        most of the speed.
         """
         return self.device.type == "cpu" and (self.dtype != torch.float32 or self.quantize is not None)
 
