@@ -66,6 +66,12 @@ def checked_dtype(dtype: str, compat: str | None) -> str:
     return "float32" if compat == "official" and dtype == "auto" else dtype
 
 
+def precision_of(values: Mapping[str, Any]) -> str:
+    """What the weights are held in: the dtype, or what they are rounded to."""
+    quantize = values.get("quantize", "none")
+    return str(values.get("dtype", "float32") if quantize == "none" else quantize)
+
+
 def check_kind(folder: ModelFolder, texts: Sequence[str], named: Sequence[str], negative: str) -> None:
     """Words for a model that draws words, a class for one that draws classes.
 

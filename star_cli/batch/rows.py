@@ -25,7 +25,7 @@ COLUMNS: dict[str, type] = {
     "stable": bool,
 }
 """What a row may say, and of which kind it is."""
-_FLAGS_ALONE = {"model", "device", "dtype", "compat"}
+_FLAGS_ALONE = {"model", "device", "dtype", "quantize", "compat"}
 _LARGEST_FIELD = 10**6
 """Characters of a CSV field."""
 

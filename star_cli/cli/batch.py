@@ -52,6 +52,7 @@ def batch(
     format: options.FormatOpt = None,  # noqa: A002
     device: options.DeviceOpt = None,
     dtype: options.DtypeOpt = None,
+    quantize: options.QuantizeOpt = None,
     compat: options.CompatOpt = None,
     batch_size: batch_options.BatchSizeOpt = None,
     devices: batch_options.DevicesOpt = None,
@@ -80,6 +81,7 @@ def batch(
         "negative": negative,
         "device": device,
         "dtype": dtype,
+        "quantize": quantize,
         "guidance": guidance,
         "top_k": top_k,
         "top_p": top_p,
@@ -92,6 +94,8 @@ def batch(
         _check_sheet(contact_sheet)
     if devices is not None and (device is not None or engine == "ray"):
         raise OptionError("--devices stands alone", "leave out --device and --engine")
+    if quantize == "int8" and (devices is not None or engine == "ray"):
+        raise OptionError("--quantize int8 draws in this process, on a CPU", "leave out --devices and --engine")
     values = {"device": "auto", "dtype": "auto", **user_defaults()}
     usual = values.pop("format", "png")
     values |= {name: value for name, value in given.items() if value is not None}
@@ -170,9 +174,13 @@ def _workers(plan: Plan, values: Mapping[str, Any], policy: Policy, devices: str
 
     def here(folder: BatchFolder, on_event: OnEvent, on_ready: Callable[[Callable[[], None]], None]) -> Summary:
         from star_cli.batch.runner import BatchRunner
+        from star_cli.memory import keep_pages
         from star_cli.pipeline import StarPipeline
 
-        pipe = StarPipeline.from_pretrained(plan.folder.path, device=device, dtype=dtype)
+        keep_pages()
+        pipe = StarPipeline.from_pretrained(
+            plan.folder.path, device=device, dtype=dtype, quantize=values.get("quantize")
+        )
         runner = BatchRunner(pipe, plan, folder, policy)
         on_ready(runner.stop)
         return runner.run(on_event)

@@ -37,6 +37,7 @@ def generate(
     format: options.FormatOpt = None,  # noqa: A002
     device: options.DeviceOpt = None,
     dtype: options.DtypeOpt = None,
+    quantize: options.QuantizeOpt = None,
     compat: options.CompatOpt = None,
     from_image: options.FromImageOpt = None,
     force: options.ForceOpt = False,
@@ -57,6 +58,7 @@ def generate(
         "negative": negative,
         "device": device,
         "dtype": dtype,
+        "quantize": quantize,
         "guidance": guidance,
         "top_k": top_k,
         "top_p": top_p,
@@ -100,8 +102,10 @@ def _draw(request: Request, quiet: bool) -> Iterator[GeneratedImage]:
 
 
 def _load(request: Request, quiet: bool) -> StarPipeline:
+    from star_cli.memory import keep_pages
     from star_cli.pipeline import StarPipeline, choose_device
 
+    keep_pages()
     device = request.device
     if request.is_device_from_recipe:
         try:
@@ -109,7 +113,9 @@ def _load(request: Request, quiet: bool) -> StarPipeline:
         except OptionError:
             console.warn(f"the picture was drawn on {device}, which is not here: the new one may differ", quiet)
             device = "auto"
-    return StarPipeline.from_pretrained(request.folder.path, device=device, dtype=request.dtype)
+    return StarPipeline.from_pretrained(
+        request.folder.path, device=device, dtype=request.dtype, quantize=request.quantize
+    )
 
 
 def _passes(request: Request, most: int) -> Iterator[dict[str, Any]]:

@@ -10,6 +10,7 @@ import typer
 Format = Literal["png", "webp", "jpeg"]
 Device = Literal["auto", "cpu", "cuda", "mps"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+Quantize = Literal["none", "int8"]
 Compat = Literal["none", "official"]
 
 
@@ -174,6 +175,10 @@ DeviceOpt = Annotated[
 ]
 DtypeOpt = Annotated[
     Dtype | None, typer.Option("--dtype", help="Precision of the model. Default: auto, float32 on a CPU.")
+]
+QuantizeOpt = Annotated[
+    Quantize | None,
+    typer.Option("--quantize", help="int8: faster blocks on a CPU, slightly other pictures. Default: none."),
 ]
 FromImageOpt = Annotated[
     Path | None,

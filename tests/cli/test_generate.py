@@ -136,6 +136,27 @@ def test_flags_beside_from_image_change_it_and_nothing_else(draw: Star, first: P
     assert read_recipe(first.with_name("new.png")) == read_recipe(first) | changed
 
 
+def test_recipe_keeps_int8_and_repeats_it(draw: Star, first: Path) -> None:
+    assert "quantize" not in read_recipe(first)
+    draw("--from-image", first, "--quantize", "int8", "--device", "cpu", "--out", "rounded.png")
+    rounded = first.with_name("rounded.png")
+    assert read_recipe(rounded) == read_recipe(first) | {"quantize": "int8"}
+    assert draw("--from-image", rounded, "--out", "again.png").exit_code == 0
+    assert first.with_name("again.png").read_bytes() == rounded.read_bytes()
+    assert draw("--from-image", rounded, "--quantize", "none", "--out", "back.png").exit_code == 0
+    assert first.with_name("back.png").read_bytes() == first.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [(("--dtype", "bfloat16"), "int8 goes with float32 alone"), (("--compat", "official"), "in float32, not int8")],
+)
+def test_int8_beside_what_it_cannot_go_with_is_an_error(draw: Star, flags: tuple[str, str], words: str) -> None:
+    result = draw("x", "--quantize", "int8", "--device", "cpu", *flags)
+    assert result.exit_code == 2
+    assert words in result.stderr
+
+
 def test_another_model_of_the_same_name_is_warned_of(star: Star, first: Path, own_model_folder: Path) -> None:
     config = json.loads((own_model_folder / "config.json").read_text())
     shutil.copyfile(own_model_folder / "vqvae.safetensors", own_model_folder / "text_encoder" / "more.safetensors")
