@@ -53,6 +53,7 @@ def batch(
     device: options.DeviceOpt = None,
     dtype: options.DtypeOpt = None,
     compat: options.CompatOpt = None,
+    speed: options.SpeedOpt = None,
     batch_size: batch_options.BatchSizeOpt = None,
     devices: batch_options.DevicesOpt = None,
     shard: batch_options.ShardOpt = None,
@@ -86,6 +87,7 @@ def batch(
         "temperature": temperature,
         "stable": stable,
         "compat": compat,
+        "speed": speed,
     }
     policy = _policy(batch_size, redo, retry_failed, max_failures, shard)
     if contact_sheet is not None:

@@ -38,6 +38,7 @@ def generate(
     device: options.DeviceOpt = None,
     dtype: options.DtypeOpt = None,
     compat: options.CompatOpt = None,
+    speed: options.SpeedOpt = None,
     from_image: options.FromImageOpt = None,
     force: options.ForceOpt = False,
     json: options.JsonOpt = False,
@@ -63,6 +64,7 @@ def generate(
         "temperature": temperature,
         "stable": stable,
         "compat": compat,
+        "speed": speed,
     }
     if json and out == "-":
         raise OptionError(
