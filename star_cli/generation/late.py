@@ -2,7 +2,7 @@
 
 They settle detail where the picture is settled already. "fast" leaves out their unconditional rows (Switti, arXiv
 2412.01819, found guidance of the last scales needless); "turbo", besides, most of their tokens (FastVAR, arXiv
-2503.23367): those of smooth places skip the blocks and take over what the blocks changed there one scale before.
+2503.23367): the plainest skip the blocks and take over what the blocks changed there one scale before.
 
 Letters: B images, l tokens of a scale, k of them kept, C width, Z code width.
 """
@@ -28,8 +28,8 @@ of fourteen (1024 px), as many as Switti leaves unguided."""
 KEPT_SHARE = 0.5
 """Share of a late scale's tokens that run through the blocks (FastVAR keeps 40 % to 60 % of all but the very last)."""
 _GRID = 255
-"""Steps between a smooth place and the busiest one. Float rounding, which differs with the size of a batch, must not
-decide which of two equally smooth places is kept; their order does."""
+"""Steps between a place that equals the mean and the one furthest from it. Float rounding, which differs with the size
+of a batch, must not decide which of two equal places is kept; their order does."""
 
 
 def first_late_scale(options: SamplingOptions, schedule: ScaleSchedule) -> int:
@@ -40,19 +40,19 @@ def first_late_scale(options: SamplingOptions, schedule: ScaleSchedule) -> int:
 
 
 def pivotal_tokens(codes: Tensor) -> Tensor:
-    """The places of each image that differ most from their surroundings.
+    """The places of each image that are furthest from its mean, FastVAR's measure of detail.
+
+    Distance from the surroundings, which finds edges alone, was worse: of 20 pictures of the shipped model (256 px)
+    14 were right and not 17, PSNR to the exact ones 35 and not 39 dB.
 
     Args:
         codes: f_hat at the side of a scale, (B, l, Z).
     Returns:
         Their indices in rising order, (B, k), k the same for every image.
     """
-    side = math.isqrt(codes.shape[1])
-    latent = codes.transpose(1, 2).unflatten(2, (side, side))
-    smooth = F.avg_pool2d(latent, 3, stride=1, padding=1, count_include_pad=False)
-    busyness = (latent - smooth).square().sum(1).flatten(1)  # (B, l)
-    most = busyness.amax(1, keepdim=True).clamp_min(torch.finfo(busyness.dtype).tiny)
-    order = (busyness / most * _GRID).round().argsort(dim=1, descending=True, stable=True)
+    distance = (codes - codes.mean(1, keepdim=True)).square().sum(2)  # (B, l)
+    most = distance.amax(1, keepdim=True).clamp_min(torch.finfo(distance.dtype).tiny)
+    order = (distance / most * _GRID).round().argsort(dim=1, descending=True, stable=True)
     return order[:, : math.ceil(KEPT_SHARE * codes.shape[1])].sort(dim=1).values
 
 
