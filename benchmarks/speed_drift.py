@@ -121,9 +121,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     levels = ["exact", *(level for level in options.levels if level != "exact")]
     exact: list[Tensor] = []
     found: list[Measured] = []
-    print(
-        "| level | seconds a picture | the same | PSNR of the others, median (worst), dB | right |\n|---|---|---|---|---|"
-    )
+    print("| level | seconds a picture | the same | PSNR of the others, median (worst), dB | right |")
+    print("|---|---|---|---|---|")
     for speed in levels:
         measured, pixels = measure(pipeline, speed, asked, exact, options, judge)
         exact = exact or pixels
