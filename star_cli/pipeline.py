@@ -22,10 +22,11 @@ from star_cli.checkpoints.folder import usual_resolution
 from star_cli.checkpoints.known import SHIPPED, find_model
 from star_cli.classes import check_class, find_class
 from star_cli.errors import OptionError
+from star_cli.generation.drawn import Drawn, OnScale
 from star_cli.generation.official import as_published, decode_as_published
 from star_cli.generation.options import LARGEST_SEED, SamplingOptions, check_compat
 from star_cli.generation.randomness import Randomness, random_generators
-from star_cli.generation.sampler import Drawn, OnScale, draw
+from star_cli.generation.sampler import draw
 from star_cli.images import encode_image, format_of, to_uint8, to_uint8_truncated, write_whole
 from star_cli.models.condition import ClassCondition, Condition
 from star_cli.models.int8 import check_int8, quantize_blocks
@@ -146,6 +147,7 @@ class StarPipeline:
         self.max_batch = max_batch
         self.words = words
         self.quantize = quantize
+        self._nothing: Condition | None = None  # features of the empty prompt, once they are asked for
 
     @classmethod
     def from_pretrained(
@@ -261,7 +263,15 @@ class StarPipeline:
             nothing = torch.full_like(labels, self.transformer.config.classes)
             return ClassCondition(labels), ClassCondition(nothing)
         condition = self.text_encoder.encode([str(job.subject) for job in jobs]).to(self.device)
-        return condition, self.text_encoder.encode([job.negative for job in jobs]).to(self.device)
+        return condition, self._tell_negative([job.negative for job in jobs], self.text_encoder)
+
+    def _tell_negative(self, negatives: list[str], text_encoder: TextEncoder) -> Condition:
+        """Features of what guidance leads away from; those of the usual "" are read once and kept."""
+        if any(negatives):
+            return text_encoder.encode(negatives).to(self.device)
+        if self._nothing is None:
+            self._nothing = text_encoder.encode([""]).to(self.device)
+        return self._nothing.rows(torch.zeros(len(negatives), dtype=torch.int64, device=self.device))
 
     def draw_jobs(
         self,

@@ -54,6 +54,7 @@ def batch(
     dtype: options.DtypeOpt = None,
     quantize: options.QuantizeOpt = None,
     compat: options.CompatOpt = None,
+    speed: options.SpeedOpt = None,
     batch_size: batch_options.BatchSizeOpt = None,
     devices: batch_options.DevicesOpt = None,
     shard: batch_options.ShardOpt = None,
@@ -88,6 +89,7 @@ def batch(
         "temperature": temperature,
         "stable": stable,
         "compat": compat,
+        "speed": speed,
     }
     policy = _policy(batch_size, redo, retry_failed, max_failures, shard)
     if contact_sheet is not None:

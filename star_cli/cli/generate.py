@@ -39,6 +39,7 @@ def generate(
     dtype: options.DtypeOpt = None,
     quantize: options.QuantizeOpt = None,
     compat: options.CompatOpt = None,
+    speed: options.SpeedOpt = None,
     from_image: options.FromImageOpt = None,
     force: options.ForceOpt = False,
     json: options.JsonOpt = False,
@@ -65,6 +66,7 @@ def generate(
         "temperature": temperature,
         "stable": stable,
         "compat": compat,
+        "speed": speed,
     }
     if json and out == "-":
         raise OptionError(

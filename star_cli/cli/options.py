@@ -12,6 +12,7 @@ Device = Literal["auto", "cpu", "cuda", "mps"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Quantize = Literal["none", "int8"]
 Compat = Literal["none", "official"]
+Speed = Literal["reference", "exact", "fast", "turbo"]
 
 
 def whole_number(text: str) -> int:
@@ -154,6 +155,12 @@ CompatOpt = Annotated[
     Compat | None,
     typer.Option(
         "--compat", help="official: random stream and rounding of the published code, one picture. Default: none."
+    ),
+]
+SpeedOpt = Annotated[
+    Speed | None,
+    typer.Option(
+        "--speed", help="fast and turbo leave out parts of the last scales; see docs/speed.md. Default: exact."
     ),
 ]
 OutOpt = Annotated[

@@ -61,11 +61,26 @@ def test_same_prompt_twice_gives_two_files(draw: Star) -> None:
 
 def test_flags_reach_the_recipe(draw: Star, folder: Path) -> None:
     values = {"res": 64, "seed": 7, "guidance": 1.5, "top_k": 3, "top_p": 0.5, "temperature": 0.75, "negative": "blue"}
+    values |= {"speed": "turbo"}
     flags = [part for name, value in values.items() for part in (f"--{name.replace('_', '-')}", value)]
     assert draw("a red circle", *flags, "--dtype", "float32", "--device", "cpu").exit_code == 0
     recipe = read_recipe(folder / "a-red-circle-7.png")
     assert recipe | values == recipe
     assert (recipe["prompt"], recipe["model"], recipe["device"]) == ("a red circle", "tiny", "cpu")
+
+
+def test_recipe_of_before_the_levels_of_speed_means_exact(
+    draw: Star, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draw("x", "--res", 64)
+    recipe = read_recipe(folder / "x-0.png")
+    assert recipe.pop("speed") == "exact"
+    monkeypatch.setenv("STAR_SPEED", "turbo")
+    assert draw("x", "--out", "turbo.png", "--res", 64).exit_code == 0
+    monkeypatch.setattr("star_cli.cli.request.read_recipe", lambda _path: recipe)
+    assert draw("--from-image", "x-0.png", "--out", "again.png").exit_code == 0
+    assert read_recipe(folder / "turbo.png")["speed"] == "turbo"
+    assert (folder / "again.png").read_bytes() == (folder / "x-0.png").read_bytes()
 
 
 def test_model_decides_what_is_not_given(draw: Star, folder: Path) -> None:

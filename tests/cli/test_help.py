@@ -13,7 +13,7 @@ from tests.cli.command import Star
 
 HEAVY = "torch transformers open_clip numpy PIL rich"
 FLAGS = """
-    res model seed num guidance top-k top-p temperature negative out format device dtype from-image
+    res model seed num guidance top-k top-p temperature negative out format device dtype speed from-image
     force json quiet debug
 """
 PROBE = f"""
