@@ -22,8 +22,13 @@ from typing import Any, NamedTuple
 
 CPU_SHAPES = ("star-256-d16", "star-512-d16", "star-512-d30", "var-256-d16")
 GPU_SHAPES = ("star-256-d16", "star-512-d16", "star-512-d30", "star-1024-d30")
-LEVELS: Mapping[str, Sequence[str]] = {"": ()}
-"""Flags of each level of speed beside the usual one, by what its files are called: {"fast": ("--speed", "fast")}."""
+LEVELS: Mapping[str, Sequence[str]] = {
+    "": (),
+    **{level: ("--speed", level) for level in ("reference", "fast", "turbo")},
+    "int8": ("--quantize", "int8"),
+    "turbo-int8": ("--speed", "turbo", "--quantize", "int8"),
+}
+"""Flags of each level of speed, the usual one first, by what its files are called."""
 
 
 class Authors(NamedTuple):
@@ -50,7 +55,9 @@ _BLOCK = re.compile(r"(<!-- figures -->\n).*?(<!-- /figures -->)", re.DOTALL)
 def measurements(gpu: bool) -> Iterator[tuple[str, list[str]]]:
     """Name of each file, and the flags of `star bench` that fill it."""
     for level, flags in LEVELS.items():
-        for dtype in ("float32", "bfloat16"):
+        for dtype in ("float32",) if "int8" in flags else ("float32", "bfloat16"):
+            if gpu and "int8" in flags:
+                continue
             named = "-".join(filter(None, (dtype, level)))
             for res in ("256", "512"):
                 sizes = "1,2,4,8"

@@ -59,6 +59,8 @@ def bench(
     threads: ThreadsOpt = None,
     device: options.DeviceOpt = None,
     dtype: options.DtypeOpt = None,
+    quantize: options.QuantizeOpt = None,
+    speed: options.SpeedOpt = None,
     cold: ColdOpt = None,
     compare: CompareOpt = None,
     quick: QuickOpt = False,
@@ -82,8 +84,8 @@ def bench(
             raise OptionError(f"--{name} must be a whole number of at least 1, not {value}")
     usual = user_defaults()
     # A new option of loading or of the draw is one line in one of these.
-    loading = {"device": device or usual.get("device"), "dtype": dtype or usual.get("dtype")}
-    drawing: dict[str, Any] = {}
+    loading = {"device": device or usual.get("device"), "dtype": dtype or usual.get("dtype"), "quantize": quantize}
+    drawing: dict[str, Any] = {"speed": speed or usual.get("speed")}
     with hushed(debug or is_debug(())):
         from star_cli.evaluation.speed import Bench, Effort, run_bench
         from star_cli.evaluation.speed_report import compare as compare_reports

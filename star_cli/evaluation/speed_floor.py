@@ -38,6 +38,7 @@ def workload_costs(workload: Workload, images: int) -> dict[Place, Cost]:
             text_tokens=text_tokens,
             is_guided=workload.options.guidance > 0,
             item_size=pipe.dtype.itemsize,
+            weight_size=1 if pipe.quantize else None,
         )
     )
     text = _text_cost(workload, images)
@@ -66,8 +67,8 @@ def describe_profile(
 
     Unknown floors are None: nothing is counted of the stable head, nor of what no clock was around.
     """
-    dtype, schedule = workload.dtype, workload.schedule
-    floors = {place: floor_seconds(cost, ceilings, dtype) for place, cost in costs.items()}
+    dtype, schedule, weights = workload.dtype, workload.schedule, workload.subject.pipeline.quantize
+    floors = {place: floor_seconds(cost, ceilings, dtype, weights) for place, cost in costs.items()}
 
     def row(places: Sequence[Place]) -> dict[str, Any]:
         """Of several places together."""

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from star_cli.evaluation.speed_machine import now
-from star_cli.generation import sampler
+from star_cli.generation import reference, sampler
 from star_cli.models.drawing_cost import Place
 from star_cli.pipeline import StarPipeline
 
@@ -102,9 +102,10 @@ def _watched(pipe: StarPipeline) -> Iterator[tuple[str, Any, str]]:
         yield "feed_forward", block.feed_forward, "forward"
     yield "block_rest", transformer, "run_blocks"
     yield "head", transformer, "logits"
-    yield "stable", sampler, "draw_stable"
-    yield "sampling", sampler, "guide"
-    yield "sampling", sampler, "draw_tokens"
+    for loop in (sampler, reference):  # whichever the level of speed takes
+        yield "stable", loop, "draw_stable"
+        yield "sampling", loop, "guide"
+        yield "sampling", loop, "draw_tokens"
     yield "quantizer", quantizer, "look_up"
     yield "quantizer", quantizer, "add_scale"
     yield "quantizer", quantizer, "next_input"

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -23,11 +23,12 @@ from star_cli.generation.options import SamplingOptions
 from star_cli.models.condition import TextCondition
 from star_cli.models.config import TextEncoderConfig, TransformerConfig
 from star_cli.models.flops import count_parameters
+from star_cli.models.int8 import quantize_blocks
 from star_cli.models.schedule import ScaleSchedule
 from star_cli.models.text import TextEncoder
 from star_cli.models.transformer import StarTransformer
 from star_cli.models.vqvae import MultiScaleVQVAE
-from star_cli.pipeline import ImageJob, StarPipeline, choose_device, choose_dtype
+from star_cli.pipeline import ImageJob, StarPipeline, choose_device, choose_dtype, choose_quantize
 
 _SHAPE = re.compile(r"(?P<family>star|var)-(?P<res>256|512|1024)-d(?P<depth>[1-9][0-9]?)")
 _BASES = {
@@ -55,6 +56,7 @@ class Precision:
 
     device: str = "auto"
     dtype: str = "auto"
+    quantize: str | None = None
 
 
 @dataclass(frozen=True)
@@ -128,7 +130,7 @@ def load_subject(model: str | None, shape: str | None, precision: Precision) -> 
     """
     if shape is not None:
         return _random_subject(shape, precision)
-    pipeline = StarPipeline.from_pretrained(model or SHIPPED, device=precision.device, dtype=precision.dtype)
+    pipeline = StarPipeline.from_pretrained(model or SHIPPED, **asdict(precision))
     return Subject(pipeline, False, "none" if pipeline.text_encoder is None else "encoder")
 
 
@@ -151,17 +153,22 @@ def _random_subject(shape: str, precision: Precision) -> Subject:
     model = find_shape(shape)
     device, _ = choose_device(precision.device)
     dtype, _ = choose_dtype(precision.dtype, device)
+    rounding = choose_quantize(precision.quantize, device, dtype)
     text = model.text_encoder
+    transformer = _filled(StarTransformer, model.transformer, device, dtype)
+    if rounding is not None:
+        quantize_blocks(transformer)
     pipeline = StarPipeline(
         name=shape,
         model_hash="",
-        transformer=_filled(StarTransformer, model.transformer, device, dtype),
+        transformer=transformer,
         vqvae=_filled(MultiScaleVQVAE, model.vqvae, device, dtype),
         text_encoder=None if text is None else RandomText(text, device),
         schedules={model.resolution: model.schedule},
         sampling=model.sampling,
         device=device,
         dtype=dtype,
+        quantize=rounding,
     )
     return Subject(pipeline, True, "none" if text is None else "random features")
 
