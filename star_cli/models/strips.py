@@ -1,29 +1,28 @@
 """Drawing's decoder for a CPU: the layers of `Decoder`, strip by strip and in place.
 
-A picture decoded whole needs several activations of full size, and half of its time goes to reading and writing them.
-Here a strip of rows passes norm, SiLU and convolution while it is in the processor's cache, and a block keeps two
-activations of full size: its input, to which it adds in place, and the map between its convolutions. Group norms see
-the statistics of the whole map, attention the whole latent: nothing differs from `Decoder` but rounding.
+A picture decoded whole needs several activations of full size. Here a strip of rows passes norm, SiLU and convolution
+by itself, and a block keeps two activations of full size: its input, to which it adds in place, and the map between its
+convolutions. Group norms see the statistics of the whole map, attention the whole latent: nothing differs from
+`Decoder` but rounding.
 
 Letters: C channels, Z code width, h w latent, y x rows and columns of a level, H W pixels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from itertools import zip_longest
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from star_cli.errors import ShapeError
-from star_cli.models.vqvae import Double, MultiScaleVQVAE, PixelAttention, ResidualBlock
+from star_cli.models.vqvae import Double, Level, MultiScaleVQVAE, ResidualBlock
 
 STRIP_BYTES = 4 * 2**20
 """Of one strip of an activation. Not chosen by free memory: rounding follows the strips, and bytes of pictures it."""
-
-COUNTED_AT_ONCE = 2**18
-"""Values whose squares are added up together: in float32 a megabyte, which fits the cache of one core."""
 
 
 class StripDecoder:
@@ -58,11 +57,11 @@ class StripDecoder:
         x = _Map.of(decoder.stem(latent))
         x = self._attend(self._block(x, decoder.middle.block1), decoder.middle.attention)
         x = self._block(x, decoder.middle.block2)
-        for level in reversed(decoder.levels):
-            for index, block in enumerate(level.blocks):
+        for level in cast("Iterable[Level]", reversed(decoder.levels)):
+            for block, attention in zip_longest(cast("Iterable[ResidualBlock]", level.blocks), level.attention):
                 x = self._block(x, block)
-                if len(level.attention):
-                    x = self._attend(x, level.attention[index])
+                if attention is not None:
+                    x = self._attend(x, attention)
             if isinstance(level.resize, Double):
                 x = self._double(x, level.resize)
         return self._pixels(x)
@@ -78,7 +77,7 @@ class StripDecoder:
             total.write(top, added.add_(block.shortcut(x.values[:, :, top:bottom])))
         return total
 
-    def _attend(self, x: _Map, attention: PixelAttention) -> _Map:
+    def _attend(self, x: _Map, attention: nn.Module) -> _Map:
         return _Map.of(attention(x.values))
 
     def _double(self, x: _Map, resize: Double) -> _Map:
@@ -146,10 +145,8 @@ class _Map:
 
     def count(self, top: int, bottom: int) -> None:
         """Add rows that were written to the sums, while the cache still has them."""
-        written = self.values[:, :, top:bottom].permute(0, 2, 3, 1).flatten(0, 2)  # (rows * x, C)
-        for part in written.split(max(1, COUNTED_AT_ONCE // written.shape[1])):
-            cells = part.float()
-            self._sums += torch.stack([cells.sum(0), cells.square().sum(0)])
+        cells = self.values[:, :, top:bottom].permute(0, 2, 3, 1).flatten(0, 2).float()  # (rows * x, C)
+        self._sums += torch.stack([cells.sum(0), cells.square().sum(0)])
 
     def forget(self) -> None:
         """Begin the sums anew, for all rows will be written again."""
