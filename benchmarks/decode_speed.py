@@ -23,7 +23,7 @@ from torch import Tensor
 from star_cli.images import to_uint8
 from star_cli.memory import keep_pages
 from star_cli.models.config import VQVAEConfig
-from star_cli.models.strips import StripDecoder
+from star_cli.models.strips import STRIP_BYTES, StripDecoder
 from star_cli.models.vqvae import MultiScaleVQVAE
 
 SHAPES = {
@@ -46,7 +46,7 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--clock", choices=["wall", "cpu"], default="wall")
     parser.add_argument("--keep-pages", action="store_true", help="as training does (star_cli.memory)")
-    parser.add_argument("--strip-mib", type=float, default=4, help="of the way `strips`")
+    parser.add_argument("--strip-mib", type=float, default=STRIP_BYTES / 2**20, help="of the way `strips`")
     parser.add_argument("--compare", action="store_true", help="with the whole decoder in float32, in uint8 levels")
     parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()

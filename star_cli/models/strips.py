@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from star_cli.errors import ShapeError
 from star_cli.models.vqvae import Double, Level, MultiScaleVQVAE, ResidualBlock
 
-STRIP_BYTES = 4 * 2**20
+STRIP_BYTES = 8 * 2**20
 """Of one strip of an activation. Not chosen by free memory: rounding follows the strips, and bytes of pictures it."""
 
 
@@ -54,7 +54,7 @@ class StripDecoder:
             raise ShapeError(f"pictures are decoded one at a time, not {len(f_hat)}")
         entry, decoder = self.vqvae.after_quantizer, self.vqvae.decoder
         latent = entry(f_hat.to(entry.weight.dtype)).contiguous(memory_format=torch.channels_last)
-        x = _Map.of(decoder.stem(latent))
+        x = self._finished(decoder.stem(latent))
         x = self._attend(self._block(x, decoder.middle.block1), decoder.middle.attention)
         x = self._block(x, decoder.middle.block2)
         for level in cast("Iterable[Level]", reversed(decoder.levels)):
@@ -69,16 +69,21 @@ class StripDecoder:
     def _block(self, x: _Map, block: ResidualBlock) -> _Map:
         between = x.blank(block.conv1.out_channels)
         for top, bottom in self._strips(x, block.conv1):
-            between.write(top, F.conv2d(x.activated(block.norm1, top, bottom), *_of(block.conv1), padding=(0, 1)))
+            between.write(top, _convolve(x.activated(block.norm1, top, bottom), bottom - top, *_of(block.conv1)))
         total = x if isinstance(block.shortcut, nn.Identity) else x.blank(block.conv2.out_channels)
         total.forget()
         for top, bottom in self._strips(between, block.conv2):
-            added = F.conv2d(between.activated(block.norm2, top, bottom), *_of(block.conv2), padding=(0, 1))
+            added = _convolve(between.activated(block.norm2, top, bottom), bottom - top, *_of(block.conv2))
             total.write(top, added.add_(block.shortcut(x.values[:, :, top:bottom])))
         return total
 
     def _attend(self, x: _Map, attention: nn.Module) -> _Map:
-        return _Map.of(attention(x.values))
+        return self._finished(attention(x.values))
+
+    def _finished(self, values: Tensor) -> _Map:
+        made = _Map(values, self.strip_bytes)
+        made.count(0, values.shape[-2])
+        return made
 
     def _double(self, x: _Map, resize: Double) -> _Map:
         """Nearest-neighbour doubling and the 3x3 convolution after it as one 2x2 convolution (see `fold_doubling`).
@@ -90,8 +95,8 @@ class StripDecoder:
         larger = x.blank(channels, 2)
         weight, bias = self._folded[resize], _of(resize.conv)[1].repeat(4)
         for top, bottom in self._strips(x, resize.conv, 4):
-            quarters = F.conv2d(x.padded(top, bottom), weight, bias, padding=(0, 1)).unflatten(1, (2, 2, channels))
             rows = bottom - top
+            quarters = _convolve(x.padded(top, bottom), rows, weight, bias).unflatten(1, (2, 2, channels))
             for down in (0, 1):
                 for right in (0, 1):
                     place = larger.values[:, :, 2 * top + down : 2 * bottom : 2, right::2]
@@ -104,7 +109,7 @@ class StripDecoder:
         height, width = x.values.shape[-2:]
         image = torch.empty(1, 3, height * patch, width * patch, device=x.values.device)
         for top, bottom in self._strips(x, decoder.head):
-            strip = F.conv2d(x.activated(decoder.norm, top, bottom), *_of(decoder.head), padding=(0, 1))
+            strip = _convolve(x.activated(decoder.norm, top, bottom), bottom - top, *_of(decoder.head))
             image[:, :, top * patch : bottom * patch] = decoder.unfold(strip).clamp_(-1, 1)
         return image
 
@@ -120,22 +125,18 @@ class StripDecoder:
 class _Map:
     """An activation (1, C, y, x), channels last, with the sums that its group norm needs."""
 
-    def __init__(self, values: Tensor):
+    def __init__(self, values: Tensor, strip_bytes: int):
         self.values = values
+        self._strip_bytes = strip_bytes
+        self._is_strip = values.nbytes <= strip_bytes  # then a norm of the whole is cheaper than sums
         self.forget()
-
-    @classmethod
-    def of(cls, values: Tensor) -> _Map:
-        """A finished activation."""
-        made = cls(values)
-        made.count(0, values.shape[-2])
-        return made
 
     def blank(self, channels: int, times: int = 1) -> _Map:
         """A map to be written, of `times` the height and width."""
         size = (1, channels, *(times * side for side in self.values.shape[-2:]))
         like = self.values
-        return _Map(torch.empty(size, dtype=like.dtype, device=like.device, memory_format=torch.channels_last))
+        values = torch.empty(size, dtype=like.dtype, device=like.device, memory_format=torch.channels_last)
+        return _Map(values, self._strip_bytes)
 
     def write(self, top: int, strip: Tensor) -> None:
         """Put a strip (1, C, rows, x) in its place."""
@@ -145,6 +146,8 @@ class _Map:
 
     def count(self, top: int, bottom: int) -> None:
         """Add rows that were written to the sums, while the cache still has them."""
+        if self._is_strip:
+            return
         cells = self.values[:, :, top:bottom].permute(0, 2, 3, 1).flatten(0, 2).float()  # (rows * x, C)
         self._sums += torch.stack([cells.sum(0), cells.square().sum(0)])
 
@@ -153,24 +156,31 @@ class _Map:
         self._sums = torch.zeros(2, self.values.shape[1], dtype=torch.float64, device=self.values.device)
 
     def activated(self, norm: nn.GroupNorm, top: int, bottom: int) -> Tensor:
-        """SiLU of the normed rows, as `padded`: a batch norm whose statistics are those of the groups."""
-        sums = self._sums.unflatten(1, (norm.num_groups, -1)).mean(2, keepdim=True) / self.values[0, 0].numel()
-        mean, squares = sums.expand(2, norm.num_groups, norm.num_channels // norm.num_groups).flatten(1).unbind()
-        variance = (squares - mean.square()).clamp_(min=0)
-        weight, bias = norm.weight.float(), norm.bias.float()
-        normed = F.batch_norm(self._rows(top, bottom), mean.float(), variance.float(), weight, bias, eps=norm.eps)
+        """SiLU of the normed rows, as `padded`."""
+        if self._is_strip:
+            normed = self._rows(norm(self.values), top, bottom)
+        else:  # a batch norm whose statistics are those of the groups
+            mean, variance = self._moments(norm)
+            weight, bias = norm.weight.float(), norm.bias.float()
+            normed = F.batch_norm(self._rows(self.values, top, bottom), mean, variance, weight, bias, eps=norm.eps)
         return self._pad(F.silu(normed, inplace=True), top, bottom)
 
     def padded(self, top: int, bottom: int) -> Tensor:
-        """Rows of a strip with one more above and one below, zeros beyond the map: (1, C, rows + 2, x)."""
-        return self._pad(self._rows(top, bottom), top, bottom)
+        """A strip with a row more above and below, zeros beyond the map: (1, C, rows + 2, x); all rows come alone."""
+        return self._pad(self._rows(self.values, top, bottom), top, bottom)
 
-    def _rows(self, top: int, bottom: int) -> Tensor:
-        return self.values[:, :, max(top - 1, 0) : bottom + 1]
+    def _moments(self, norm: nn.GroupNorm) -> tuple[Tensor, Tensor]:
+        """Mean and variance of each channel's group, (C) each."""
+        sums = self._sums.unflatten(1, (norm.num_groups, -1)).mean(2) / self.values[0, 0].numel()
+        mean, squares = sums.repeat_interleave(norm.num_channels // norm.num_groups, 1).unbind()
+        return mean.float(), (squares - mean.square()).clamp_(min=0).float()
+
+    def _rows(self, values: Tensor, top: int, bottom: int) -> Tensor:
+        return values[:, :, max(top - 1, 0) : bottom + 1]
 
     def _pad(self, rows: Tensor, top: int, bottom: int) -> Tensor:
-        height = self.values.shape[-2]
-        return F.pad(rows, (0, 0, int(top == 0), int(bottom == height))) if top == 0 or bottom == height else rows
+        above, below = int(top == 0), int(bottom == self.values.shape[-2])
+        return rows if above == below else F.pad(rows, (0, 0, above, below))
 
 
 def fold_doubling(weight: Tensor) -> Tensor:
@@ -191,6 +201,11 @@ def fold_doubling(weight: Tensor) -> Tensor:
         kernel = torch.stack(halves, 0 if dim == 2 else 1)
     folded = kernel.flatten(0, 2).to(weight.dtype)
     return folded.detach().contiguous(memory_format=torch.channels_last)
+
+
+def _convolve(strip: Tensor, rows: int, weight: Tensor, bias: Tensor) -> Tensor:
+    """Convolve what `_Map.padded` or `activated` gave for so many rows."""
+    return F.conv2d(strip, weight, bias, padding=(int(strip.shape[-2] == rows), 1))
 
 
 def _of(conv: nn.Conv2d) -> tuple[Tensor, Tensor]:
