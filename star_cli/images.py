@@ -37,7 +37,7 @@ def to_uint8(pixels: Tensor) -> Tensor:
     """Pixels (3, H, W) in -1..1 to (H, W, 3) uint8, rounded to the nearest."""
     import torch
 
-    levels = pixels.float().clamp(-1, 1).add(1).mul(127.5).round()
+    levels = pixels.float().clamp(-1, 1).add_(1).mul_(127.5).round_()
     return levels.to(torch.uint8).permute(1, 2, 0).contiguous()
 
 
@@ -45,7 +45,7 @@ def to_uint8_truncated(pixels: Tensor) -> Tensor:
     """As `to_uint8`, but rounded down, and in the arithmetic of the pixels' own dtype: as the published code does."""
     import torch
 
-    levels = pixels.clamp(-1, 1).add(1).mul(0.5).mul(255)
+    levels = pixels.clamp(-1, 1).add_(1).mul_(0.5).mul_(255)
     return levels.to(torch.uint8).permute(1, 2, 0).contiguous()
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +32,7 @@ from star_cli.images import encode_image, format_of, to_uint8, to_uint8_truncate
 from star_cli.models.condition import ClassCondition, Condition
 from star_cli.models.int8 import check_int8, quantize_blocks
 from star_cli.models.schedule import ScaleSchedule
+from star_cli.models.strips import StripDecoder
 from star_cli.models.text import TextEncoder
 from star_cli.models.transformer import StarTransformer
 from star_cli.models.vqvae import MultiScaleVQVAE
@@ -383,8 +385,13 @@ class StarPipeline:
         f_hat drawn in a batch depend on its size.
         """
         tokens = [token_map.flatten()[None] for token_map in token_maps]  # (1, l) of each scale
-        *_, f_hat = self.vqvae.quantizer.decode_scales(tokens, schedule)
-        return to_uint8(self.vqvae.decode(f_hat)[0].cpu())
+        f_hat = self.vqvae.quantizer.decode_tokens(tokens, schedule)
+        decode = self._strip_decoder if self.device.type == "cpu" else self.vqvae.decode
+        return to_uint8(decode(f_hat)[0].cpu())
+
+    @cached_property
+    def _strip_decoder(self) -> StripDecoder:
+        return StripDecoder(self.vqvae)
 
     @property
     def _rounds_by_batch(self) -> bool:

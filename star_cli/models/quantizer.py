@@ -66,7 +66,9 @@ class MultiScaleQuantizer(nn.Module):
         """Code vectors of tokens (B, l): (B, C, side, side)."""
         return self.codebook(tokens).transpose(1, 2).unflatten(2, (side, side))
 
-    def add_scale(self, f_hat: Tensor, codes: Tensor, scale: int, schedule: ScaleSchedule) -> Tensor:
+    def add_scale(
+        self, f_hat: Tensor, codes: Tensor, scale: int, schedule: ScaleSchedule, *, in_place: bool = False
+    ) -> Tensor:
         """Add one token map to the reconstruction so far (VAR, algorithm 2): enlarge, smooth, add.
 
         Args:
@@ -74,8 +76,9 @@ class MultiScaleQuantizer(nn.Module):
             codes: code vectors of this scale, (B, C, side, side).
             scale: index in the schedule; 0 is the 1x1 map.
             schedule: the scales; h = w = its last side.
+            in_place: write the sum over `f_hat`, the same bits; for drawing, where no gradient is asked for.
         Returns:
-            The new sum, same shape; `f_hat` itself is left as it was.
+            The new sum, same shape; `f_hat` itself is left as it was, unless `in_place`.
         Raises:
             ShapeError: `codes` does not have the side the schedule gives this scale.
         """
@@ -86,7 +89,8 @@ class MultiScaleQuantizer(nn.Module):
             )
         if scale != len(schedule) - 1:
             codes = F.interpolate(codes, size=f_hat.shape[-2:], mode="bicubic")
-        return f_hat + self.phi[self._phi_index(scale, schedule)](codes)
+        smooth = self.phi[self._phi_index(scale, schedule)](codes)
+        return f_hat.add_(smooth) if in_place else f_hat + smooth
 
     def _phi_index(self, scale: int, schedule: ScaleSchedule) -> int:
         if self.config.phi_count == 0 and len(schedule) != len(self.phi):
@@ -119,6 +123,15 @@ class MultiScaleQuantizer(nn.Module):
         for scale, tokens in enumerate(token_maps):
             f_hat = self.add_scale(f_hat, self.look_up(tokens, schedule.sides[scale]), scale, schedule)
             yield f_hat
+
+    @torch.no_grad()
+    def decode_tokens(self, token_maps: Sequence[Tensor], schedule: ScaleSchedule) -> Tensor:
+        """The last f_hat of `decode_scales`, (B, C, h, w), and none of those before it."""
+        side = schedule.last_side
+        f_hat = self.codebook.weight.new_zeros(len(token_maps[0]), self.config.code_dim, side, side)
+        for scale, tokens in enumerate(token_maps):
+            self.add_scale(f_hat, self.look_up(tokens, schedule.sides[scale]), scale, schedule, in_place=True)
+        return f_hat
 
     def teacher_input(self, token_maps: Sequence[Tensor], schedule: ScaleSchedule) -> Tensor:
         """What the transformer sees of the true scales: f_hat so far at each next side, (B, L - first scale, C).

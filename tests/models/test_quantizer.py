@@ -24,6 +24,8 @@ def test_f_hat_left_by_tokenising_equals_f_hat_rebuilt_from_the_tokens(schedule:
     with torch.no_grad():
         encoded = list(quantizer.encode_scales(latent_of(2, schedule.last_side, seed), schedule))
         rebuilt = list(quantizer.decode_scales([tokens for tokens, _ in encoded], schedule))
+        last = quantizer.decode_tokens([tokens for tokens, _ in encoded], schedule)
+    assert torch.equal(last, rebuilt[-1])
     for (_, f_hat), again in zip(encoded, rebuilt, strict=True):
         assert torch.equal(f_hat, again)
 
