@@ -223,16 +223,14 @@ def bars(quiet: bool) -> Iterator[Progress | None]:
         yield None
         return
     from rich.console import Console
-    from rich.live import Live
 
-    shown = new_bars()
     # Standard output stays what it is: rich would lead it through standard error.
-    with Live(shown, console=Console(stderr=True), transient=True, redirect_stdout=False):
+    with new_bars(console=Console(stderr=True), transient=True, redirect_stdout=False) as shown:
         yield shown
 
 
-def new_bars() -> Progress:
-    """The columns that every bar of ours has; a task brings a `note`."""
+def new_bars(**display: Any) -> Progress:
+    """The columns that every bar of ours has; a task brings a `note`. `display` is for rich, if they stand alone."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
     return Progress(
@@ -242,6 +240,7 @@ def new_bars() -> Progress:
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         TextColumn("{task.fields[note]}", markup=False),
+        **display,
     )
 
 

@@ -13,8 +13,8 @@ import pytest
 
 from star_cli.batch.claims import Claims, started, this_host
 from star_cli.batch.folder import HIDDEN, BatchFolder
-from star_cli.batch.journal import JOURNAL_FILE
 from star_cli.batch.plan import Job
+from star_cli.batch.template import JOURNAL_FILE
 from star_cli.errors import OutputError, OutputPathError
 from tests.batch.conftest import PlanOf, RunBatch, images_in, leftovers
 

@@ -17,9 +17,9 @@ import torch
 
 from star_cli.batch.events import Event
 from star_cli.batch.folder import BatchFolder
-from star_cli.batch.journal import JOURNAL_FILE
 from star_cli.batch.runner import BatchRunner, Summary
 from star_cli.batch.selection import Policy
+from star_cli.batch.template import JOURNAL_FILE
 from star_cli.errors import OptionError, OutputError
 from star_cli.images import read_recipe
 from star_cli.pipeline import GeneratedImage, ImageJob, StarPipeline
