@@ -344,6 +344,25 @@ def test_a_pass_that_takes_too_long_is_given_up(
     assert images_in(tmp_path) == {}
 
 
+def test_time_is_looked_at_between_the_images_of_a_pass_too(
+    tmp_path: Path, plan_of: PlanOf, tiny_pipeline: StarPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("star_cli.batch.runner.GRACE_S", -1.0)
+    draw = StarPipeline.draw_jobs
+
+    def draw_jobs(self: StarPipeline, jobs: Sequence[ImageJob], **options: Any) -> Iterator[GeneratedImage]:
+        for number, image in enumerate(draw(self, jobs, **{**options, "on_scale": None})):
+            if number == 1:
+                runner.stop()
+            yield image
+
+    monkeypatch.setattr(StarPipeline, "draw_jobs", draw_jobs)
+    with BatchFolder(tmp_path) as folder:
+        runner = BatchRunner(tiny_pipeline, plan_of("a\nb\nc\nd\n"), folder, Policy(batch_size=4))
+        summary = runner.run()
+    assert (summary.done, summary.is_stopped, len(images_in(tmp_path))) == (2, True, 2)
+
+
 @pytest.mark.parametrize(
     "wrong", [{"batch_size": 0}, {"max_failures": 0}, {"shard": (0, 2)}, {"shard": (3, 2)}, {"shard": (1, 0)}]
 )

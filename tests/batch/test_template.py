@@ -70,6 +70,8 @@ def test_suffix_of_the_template_decides_the_format() -> None:
         ("a\\{slug}", "cannot stand"),
         (" {slug}", "begins or ends with a space"),
         ("x" * 300, "is too long"),
+        ("{slug}{slug}{slug}{slug}", "is too long"),
+        ("star-batch.JSONL/{slug}", "is the journal, not a folder"),
         ("", "a part begins with a dot"),
     ],
 )
@@ -90,7 +92,10 @@ def test_names_of_windows_devices_are_avoided(slug: str, name: str) -> None:
     assert NameTemplate("{slug}/x").name({**VALUES, "slug": slug}) == f"{slug}_/x.png"
 
 
-@pytest.mark.parametrize("name", ["../x.png", "/x.png", "a/../../x.png", "x\0.png", "a:b.png", "con./x", ".", "a/.b"])
+@pytest.mark.parametrize(
+    "name",
+    ["../x.png", "/x.png", "a/../../x.png", "x\0.png", "a:b.png", "con./x", ".", "a/.b", "star-batch.jsonl/x.png"],
+)
 def test_name_that_leads_out_or_is_illegal_is_refused(name: str) -> None:
     with pytest.raises(OptionError):
         check_name(name, "out")
