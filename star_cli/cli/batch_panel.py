@@ -34,19 +34,20 @@ class BatchPanel:
         self._total = total
         self._bar = bar
         self._quiet = quiet
-        self._task = None if bar is None else bar.add_task("drawing", total=total, note="")
+        self._task = None if bar is None else bar.add_task("loading", total=total, note="")
         self._counts: dict[str, int] = {}
         self._began: float | None = None
         self._shown = time.monotonic()
         self._prompt = ""
+        self._doing = "loading"
         self._in_work = ""
 
     def on_event(self, event: Event) -> None:
         """Take note; show it if the last time was long enough ago."""
         now = time.monotonic()
         if event.kind == "drawing":
-            self._began = self._began or now
-            self._in_work = f"{event.images} in work, {event.share:.0%}" if event.images else ""
+            self._began, self._doing = self._began or now, "drawing"
+            self._in_work = f"{event.share:.0%} of {event.images} in work" if event.images else ""
             if event.job is not None:
                 self._prompt = subject_in_words(event.job)
         elif event.kind != "warning":
@@ -55,7 +56,7 @@ class BatchPanel:
             return
         if self._bar is not None and self._task is not None and now - self._shown >= _BAR_EVERY_S:
             self._shown = now
-            self._bar.update(self._task, completed=self.settled, note=self._note(now))
+            self._bar.update(self._task, description=self._doing, completed=self.settled, note=self._note(now))
         elif self._bar is None and now - self._shown >= _LINE_EVERY_S:
             self._shown = now
             console.say(f"{self.settled}/{self._total}  {self._note(now)}")

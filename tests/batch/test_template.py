@@ -7,13 +7,13 @@ from pathlib import PurePosixPath, PureWindowsPath
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from star_cli.batch.template import FIELDS, NameTemplate, check_name, numbered
 from star_cli.errors import OptionError
 from star_cli.names import name_of
-from tests.batch.conftest import PlanOf
+from tests.batch.conftest import PlanOf, fuzz
 
 VALUES: dict[str, Any] = {**FIELDS, "index": 7, "slug": "a-red-circle", "seed": 3}
 
@@ -114,7 +114,7 @@ TEMPLATES = [
 ]
 
 
-@settings(max_examples=500, deadline=None)
+@fuzz(200)
 @given(st.text(min_size=1), st.sampled_from(TEMPLATES), st.integers(0, 2**63 - 1))
 def test_any_prompt_gives_a_legal_name(prompt: str, template: str, seed: int) -> None:
     name = NameTemplate(template).name({**VALUES, "slug": name_of(prompt), "seed": seed})
@@ -122,7 +122,7 @@ def test_any_prompt_gives_a_legal_name(prompt: str, template: str, seed: int) ->
     assert name.isascii()
 
 
-@settings(max_examples=300, deadline=None)
+@fuzz(200)
 @given(st.text(st.sampled_from("{}sluginde:05d/.\\con \x00é.-%!"), max_size=30))
 def test_any_template_is_refused_or_gives_legal_names(text: str) -> None:
     try:
@@ -137,7 +137,7 @@ OUT = st.text(st.sampled_from("ab/.\\ Con:é\u0301É?-"), min_size=1, max_size=1
 
 
 def test_any_rows_give_unique_legal_names_inside_the_folder(plan_of: PlanOf) -> None:
-    @settings(max_examples=100, deadline=None)
+    @fuzz(100)
     @given(
         st.lists(st.tuples(st.sampled_from(["Aux", "a cat", "A CAT!", "赤"]), st.none() | OUT), min_size=1, max_size=12)
     )
