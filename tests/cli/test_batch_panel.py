@@ -82,4 +82,4 @@ def test_paths_stand_above_the_panel_and_it_is_gone_at_the_end(
     assert "% of 2 in work" in shown
     *paths, last = screen(shown)
     assert paths == [f"p/{number:05d}-{letter}-0.png" for number, letter in enumerate("abcde", start=1)]
-    assert last.startswith("5 drawn in 0:0")
+    assert last.startswith("5 drawn in ")
