@@ -37,6 +37,12 @@ def test_text_is_a_prompt_a_line_without_comments_and_empty_lines() -> None:
     ]
 
 
+@pytest.mark.parametrize("kind", ["text", "jsonl", "csv"])
+@pytest.mark.parametrize("code", ["utf-16-le", "utf-16-be"])
+def test_utf16_is_named(kind: str, code: str) -> None:
+    assert problems("\ufeffprompt\n".encode(code), kind) == [(1, "the text is UTF-16: save it as UTF-8")]
+
+
 def test_json_lines_say_any_option() -> None:
     text = '{"prompt": "x", "seed": 7, "guidance": 3, "stable": true}\n\n{"class": 5, "top-k": 9, "out": null}\n'
     assert said(text, "jsonl") == [
