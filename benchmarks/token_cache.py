@@ -23,7 +23,8 @@ from star_cli.checkpoints.folder import ModelFolder
 from star_cli.checkpoints.known import find_model
 from star_cli.data import shapes
 from star_cli.data.cache import TokenCache
-from star_cli.data.cache_build import CacheOptions, build_cache
+from star_cli.data.cache_build import build_cache
+from star_cli.data.cache_plan import CacheOptions
 from star_cli.data.encoding import tokenize
 from star_cli.data.source import CaptionedImages, ShapeScenes
 from star_cli.models.text import TextEncoder

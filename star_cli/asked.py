@@ -10,7 +10,7 @@ from star_cli.checkpoints.folder import ModelFolder
 from star_cli.errors import OptionError
 from star_cli.generation.options import LARGEST_SEED, SamplingOptions
 
-SAMPLING = ("guidance", "top_k", "top_p", "temperature", "stable", "compat")
+SAMPLING = ("guidance", "top_k", "top_p", "temperature", "stable", "compat", "speed")
 """Fields of `SamplingOptions` that are flags and recipe keys, too."""
 
 
@@ -64,6 +64,12 @@ def sampling_of(values: Mapping[str, Any], folder: ModelFolder) -> SamplingOptio
 def checked_dtype(dtype: str, compat: str | None) -> str:
     """The published code holds its weights in float32."""
     return "float32" if compat == "official" and dtype == "auto" else dtype
+
+
+def precision_of(values: Mapping[str, Any]) -> str:
+    """What the weights are held in: the dtype, or what they are rounded to."""
+    quantize = values.get("quantize", "none")
+    return str(values.get("dtype", "float32") if quantize == "none" else quantize)
 
 
 def check_kind(folder: ModelFolder, texts: Sequence[str], named: Sequence[str], negative: str) -> None:

@@ -22,20 +22,24 @@ from star_cli.checkpoints.folder import usual_resolution
 from star_cli.checkpoints.known import SHIPPED, find_model
 from star_cli.classes import check_class, find_class
 from star_cli.errors import OptionError
+from star_cli.generation.drawn import Drawn, OnScale
 from star_cli.generation.official import as_published, decode_as_published
 from star_cli.generation.options import LARGEST_SEED, SamplingOptions, check_compat
 from star_cli.generation.randomness import Randomness, random_generators
-from star_cli.generation.sampler import Drawn, OnScale, draw
+from star_cli.generation.sampler import draw
 from star_cli.images import encode_image, format_of, to_uint8, to_uint8_truncated, write_whole
 from star_cli.models.condition import ClassCondition, Condition
+from star_cli.models.int8 import check_int8, quantize_blocks
 from star_cli.models.schedule import ScaleSchedule
 from star_cli.models.text import TextEncoder
 from star_cli.models.transformer import StarTransformer
 from star_cli.models.vqvae import MultiScaleVQVAE
+from star_cli.vocabulary import unknown_words
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+QUANTIZATIONS = ("none", "int8")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -46,7 +50,8 @@ class GeneratedImage:
     pixels: Tensor
     """(H, W, 3), uint8."""
     recipe: dict[str, Any]
-    """Prompt and negative prompt, or class; resolution, seed, options, model, its hash, device, dtype, version."""
+    """Prompt and negative prompt, or class; resolution, seed, options, model, its hash, device, dtype, version;
+    "quantize" when the weights were rounded."""
     token_maps: list[Tensor]
     """Tokens of each scale, (side, side), int64."""
 
@@ -108,6 +113,8 @@ class StarPipeline:
         device: where all parts are.
         dtype: of blocks and decoder, for recipes.
         max_batch: images in one pass; more are drawn one pass after another.
+        words: all that the model's captions used; None: not known.
+        quantize: how the weights of the blocks were rounded ("int8"), for recipes; None when they were not.
     """
 
     def __init__(
@@ -124,6 +131,8 @@ class StarPipeline:
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
         max_batch: int = 8,
+        words: frozenset[str] | None = None,
+        quantize: str | None = None,
     ):
         self.name = name
         self.model_hash = model_hash
@@ -136,10 +145,17 @@ class StarPipeline:
         self.device = torch.device(device)
         self.dtype = dtype
         self.max_batch = max_batch
+        self.words = words
+        self.quantize = quantize
+        self._nothing: Condition | None = None  # features of the empty prompt, once they are asked for
 
     @classmethod
     def from_pretrained(
-        cls, name_or_folder: str | Path = SHIPPED, device: str = "auto", dtype: str = "auto"
+        cls,
+        name_or_folder: str | Path = SHIPPED,
+        device: str = "auto",
+        dtype: str = "auto",
+        quantize: str | None = None,
     ) -> StarPipeline:
         """Load a model by its name, or from a model folder.
 
@@ -147,18 +163,23 @@ class StarPipeline:
             name_or_folder: a name that `star models` lists, or a path.
             device: "auto", "cpu", "cuda", "mps".
             dtype: "auto", "float32", "bfloat16", "float16".
+            quantize: "int8" rounds the weights of the blocks, on a CPU; None or "none" does not.
         Raises:
             ModelNotFoundError: no such model.
             ModelFolderError: it is incomplete or damaged.
-            OptionError: a device that is not there, or an unknown dtype.
+            OptionError: a device that is not there, an unknown dtype, or a rounding that is not there on the device.
         """
         chosen_device, _ = choose_device(device)
         chosen_dtype, _ = choose_dtype(dtype, chosen_device)
+        rounding = choose_quantize(quantize, chosen_device, chosen_dtype)
         folder = find_model(name_or_folder)
+        transformer = folder.load_transformer(chosen_device, chosen_dtype)
+        if rounding is not None:
+            quantize_blocks(transformer)
         return cls(
             name=folder.name,
             model_hash=folder.hash,
-            transformer=folder.load_transformer(chosen_device, chosen_dtype),
+            transformer=transformer,
             vqvae=folder.load_vqvae(chosen_device, chosen_dtype),
             text_encoder=None
             if folder.transformer.conditioning == "class"
@@ -168,6 +189,8 @@ class StarPipeline:
             default_resolution=folder.default_resolution,
             device=chosen_device,
             dtype=chosen_dtype,
+            words=folder.words,
+            quantize=rounding,
         )
 
     @property
@@ -178,6 +201,17 @@ class StarPipeline:
     def words_cut(self, prompt: str) -> str:
         """The end of the prompt that the text encoder does not read; "" when it reads all."""
         return "" if self.text_encoder is None else self.text_encoder.words_cut(prompt)
+
+    def words_unknown(self, prompt: str) -> list[str]:
+        """Words of the prompt that no caption had which the model learned from; none where they were not counted."""
+        return [] if self.words is None else unknown_words(prompt, self.words)
+
+    def remarks(self, prompt: str) -> Iterator[str]:
+        """What whoever wrote the prompt should be told: words that are not read, words that are not known."""
+        if cut := self.words_cut(prompt):
+            yield f"too long, the model does not read: {cut}"
+        if unknown := self.words_unknown(prompt):
+            yield f"the model may not know: {', '.join(unknown)}"
 
     def __call__(
         self,
@@ -215,7 +249,7 @@ class StarPipeline:
         options = options or self.defaults
         jobs = [ImageJob(subject, seed + index, negative) for subject in subjects for index in range(num)]
         at_once = 1 if options.compat == "official" else self.max_batch
-        check_compat(options, len(jobs), self._dtype_name)
+        check_compat(options, len(jobs), self.quantize or self._dtype_name)
         images: list[GeneratedImage] = []
         for start in range(0, len(jobs), at_once):
             progress = _shift(on_scale, start, len(jobs), at_once)
@@ -229,7 +263,15 @@ class StarPipeline:
             nothing = torch.full_like(labels, self.transformer.config.classes)
             return ClassCondition(labels), ClassCondition(nothing)
         condition = self.text_encoder.encode([str(job.subject) for job in jobs]).to(self.device)
-        return condition, self.text_encoder.encode([job.negative for job in jobs]).to(self.device)
+        return condition, self._tell_negative([job.negative for job in jobs], self.text_encoder)
+
+    def _tell_negative(self, negatives: list[str], text_encoder: TextEncoder) -> Condition:
+        """Features of what guidance leads away from; those of the usual "" are read once and kept."""
+        if any(negatives):
+            return text_encoder.encode(negatives).to(self.device)
+        if self._nothing is None:
+            self._nothing = text_encoder.encode([""]).to(self.device)
+        return self._nothing.rows(torch.zeros(len(negatives), dtype=torch.int64, device=self.device))
 
     def draw_jobs(
         self,
@@ -258,6 +300,12 @@ class StarPipeline:
         told = told or self.tell(jobs)
         if options.compat == "official":
             yield self._draw_as_published(jobs, told, schedule, res, options, on_scale)
+            return
+        if self._rounds_by_batch and len(jobs) > 1:
+            for row, job in enumerate(jobs):
+                own = (told[0].rows(slice(row, row + 1)), told[1].rows(slice(row, row + 1)))
+                progress = _shift(on_scale, row, len(jobs), 1)
+                yield from self.draw_jobs([job], res=res, options=options, told=own, on_scale=progress)
             return
         drawn = self._draw(told, schedule, options, random_generators([job.seed for job in jobs]), on_scale)
         for row, job in enumerate(jobs):
@@ -319,7 +367,7 @@ class StarPipeline:
         Raises:
             OptionError: several images, for which that code lets one change the other; weights that are not float32.
         """
-        check_compat(options, len(jobs), self._dtype_name)
+        check_compat(options, len(jobs), self.quantize or self._dtype_name)
         (job,) = jobs
         with as_published(job.seed, self.device) as randomness:
             drawn = self._draw(told, schedule, options, randomness, on_scale)
@@ -339,6 +387,15 @@ class StarPipeline:
         return to_uint8(self.vqvae.decode(f_hat)[0].cpu())
 
     @property
+    def _rounds_by_batch(self) -> bool:
+        """Whether rounding that depends on the size of a batch is coarse enough here to tip draws between two codes.
+
+        On a CPU images are then drawn one at a time, which costs little (docs/precision.md). On a GPU it would cost
+        most of the speed.
+        """
+        return self.device.type == "cpu" and (self.dtype != torch.float32 or self.quantize is not None)
+
+    @property
     def _dtype_name(self) -> str:
         return str(self.dtype).removeprefix("torch.")
 
@@ -353,6 +410,7 @@ class StarPipeline:
             "model_hash": self.model_hash,
             "device": self.device.type,
             "dtype": self._dtype_name,
+            **({"quantize": self.quantize} if self.quantize else {}),
             "star_version": __version__,
         }
 
@@ -386,10 +444,24 @@ def choose_dtype(requested: str, device: torch.device) -> tuple[torch.dtype, str
     if requested == "auto":
         if device.type == "cuda":
             return torch.bfloat16, "fast on a GPU"
-        return torch.float32, f"the same tokens whatever the batch, on {device.type}"
+        return torch.float32, f"rounding tips the fewest draws, on {device.type}"
     if requested not in DTYPES:
         raise OptionError(f"--dtype must be auto, {', '.join(DTYPES)}, not {requested}")
     return DTYPES[requested], "asked for"
+
+
+def choose_quantize(requested: str | None, device: torch.device, dtype: torch.dtype) -> str | None:
+    """How the weights of the blocks are to be rounded; None: not at all.
+
+    Raises:
+        OptionError: an unknown name, or not there on this device, in this dtype or on this processor.
+    """
+    if requested not in (None, *QUANTIZATIONS):
+        raise OptionError(f"--quantize must be {' or '.join(QUANTIZATIONS)}, not {requested}")
+    if requested != "int8":
+        return None
+    check_int8(device, dtype)
+    return requested
 
 
 def _check_texts(prompts: Sequence[str], negative: str) -> None:

@@ -15,7 +15,7 @@ from star_cli.checkpoints.folder import read_model_folder
 from star_cli.errors import OptionError
 from star_cli.generation.options import SamplingOptions
 from star_cli.models.schedule import ScaleSchedule
-from star_cli.pipeline import LARGEST_SEED, GeneratedImage, StarPipeline, choose_device, choose_dtype
+from star_cli.pipeline import LARGEST_SEED, GeneratedImage, ImageJob, StarPipeline, choose_device, choose_dtype
 
 PROMPTS = ["a red circle", "a blue square", "a green triangle"]
 
@@ -141,12 +141,25 @@ def test_recipe_says_all_that_decides_the_image(tiny_pipeline: StarPipeline, tin
         "temperature": 1.0,
         "stable": False,
         "compat": "none",
+        "speed": "exact",
         "model": "tiny",
         "model_hash": read_model_folder(tiny_model_folder).hash,
         "device": "cpu",
         "dtype": "float32",
         "star_version": star_cli.__version__,
     }
+
+
+def test_the_empty_prompt_is_read_once(tiny_pipeline: StarPipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = tiny_pipeline("a red circle", negative="")
+    assert tiny_pipeline.text_encoder is not None
+    encode, read = tiny_pipeline.text_encoder.encode, []
+    monkeypatch.setattr(tiny_pipeline.text_encoder, "encode", lambda texts: read.append(texts) or encode(texts))
+    after = tiny_pipeline(["a red circle", "x"])
+    assert read == [["a red circle", "x"]]
+    assert same_tokens(before[0], after[0])
+    told = tiny_pipeline.tell([ImageJob("x", 0), ImageJob("x", 1, "blue")])
+    assert torch.equal(told[1].rows(slice(0, 1)).pooled, encode([""]).pooled)
 
 
 def test_progress_counts_scales_over_all_passes(tiny_pipeline: StarPipeline) -> None:
@@ -184,6 +197,14 @@ def test_suffix_decides_the_format(tiny_pipeline: StarPipeline, tmp_path: Path, 
 def test_words_that_do_not_fit_are_told(tiny_pipeline: StarPipeline) -> None:
     assert tiny_pipeline.words_cut("a red circle") == ""
     assert tiny_pipeline.words_cut("a " * 14 + "red circle") == "red circle"
+    assert list(tiny_pipeline.remarks("a " * 14 + "red circle")) == ["too long, the model does not read: red circle"]
+
+
+def test_words_that_no_caption_had_are_told(tiny_pipeline: StarPipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert list(tiny_pipeline.remarks("quantum chromodynamics")) == []  # nobody counted
+    monkeypatch.setattr(tiny_pipeline, "words", frozenset({"a", "red", "circle"}))
+    assert list(tiny_pipeline.remarks("A red circle.")) == []
+    assert list(tiny_pipeline.remarks("a quantum circle")) == ["the model may not know: quantum"]
 
 
 # -- what is refused --------------------------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ class Event:
 
     kind: Kind
     """Of "done": drawn and written; "kept": was here and whole; "failed before": in an earlier run, not tried again;
-    "elsewhere": another process did it; "drawing": a pass begins, or goes on; "warning": words not read."""
+    "elsewhere": another process did it; "drawing": a pass begins, or goes on; "warning": words not read, or unknown."""
     job: Job | None = None
     path: Path | None = None
     record: Record | None = None

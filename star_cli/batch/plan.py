@@ -13,7 +13,15 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
-from star_cli.asked import SAMPLING, check_kind, check_numbers, check_texts, checked_resolution, sampling_of
+from star_cli.asked import (
+    SAMPLING,
+    check_kind,
+    check_numbers,
+    check_texts,
+    checked_resolution,
+    precision_of,
+    sampling_of,
+)
 from star_cli.batch.rows import InputKind, Problem, RawRow, read_rows
 from star_cli.batch.template import NameTemplate, check_name, numbered, with_free_stems
 from star_cli.checkpoints.folder import ModelFolder
@@ -23,7 +31,7 @@ from star_cli.generation.options import SamplingOptions, check_compat
 from star_cli.images import FORMATS, SUFFIXES, check_recipe_fits
 from star_cli.names import name_of
 
-_NOT_DECISIVE = {"model", "device", "dtype", "star_version"}
+_NOT_DECISIVE = {"model", "device", "dtype", "quantize", "star_version"}
 """Keys of a recipe that are no part of a job's identity: the model counts by its hash, and a folder begun on one device
 may be finished on another."""
 _OF_A_PASS = ("res", *SAMPLING)
@@ -147,6 +155,8 @@ def job_hash(recipe: Mapping[str, Any], format: str, copy: int = 0) -> str:  # n
         copy: how many of the same are before it in the input.
     """
     decisive: dict[str, Any] = {name: value for name, value in recipe.items() if name not in _NOT_DECISIVE}
+    if decisive.get("speed") == "exact":  # so that pictures of before this option keep their identity
+        del decisive["speed"]
     decisive["format"] = format
     if copy:
         decisive["copy"] = copy
@@ -236,7 +246,7 @@ class _Settler:
         if key not in self._settings:
             values = {**self._defaults, **said}
             sampling = sampling_of(values, self._folder)
-            check_compat(sampling, 1, str(values.get("dtype", "float32")))
+            check_compat(sampling, 1, precision_of(values))
             self._settings[key] = Setting(checked_resolution(values.get("res"), self._folder), sampling)
         return self._settings[key]
 

@@ -25,9 +25,10 @@ COLUMNS: dict[str, type] = {
     **dict.fromkeys(("seed", "num", "res", "top_k"), int),
     **dict.fromkeys(("guidance", "top_p", "temperature"), float),
     "stable": bool,
+    "speed": str,
 }
 """What a row may say, and of which kind it is."""
-_FLAGS_ALONE = {"model", "device", "dtype", "compat"}
+_FLAGS_ALONE = {"model", "device", "dtype", "quantize", "compat"}
 _LARGEST_FIELD = 10**6
 """Characters of a CSV field."""
 

@@ -226,8 +226,8 @@ class BatchRunner:
             tell(Event("drawing", one[0].job, share=done / total, images=len(one)))
 
         for todo in one:
-            for words in self._words_cut(todo.job):
-                tell(Event("warning", todo.job, message=words))
+            for remark in self._remarks(todo.job):
+                tell(Event("warning", todo.job, message=remark))
         tell(Event("drawing", one[0].job, images=len(one)))
         jobs = [_image_job(todo.job) for todo in one]
         return self._pipe.draw_jobs(jobs, res=setting.res, options=setting.sampling, told=told, on_scale=on_scale)
@@ -241,12 +241,12 @@ class BatchRunner:
         if self._deadline is not None and time.monotonic() > self._deadline:
             raise _AbandonedError
 
-    def _words_cut(self, job: Job) -> Iterator[str]:
-        """What the model does not read of a row, told with the row's first image."""
+    def _remarks(self, job: Job) -> Iterator[str]:
+        """What there is to say of a row's words, told with the row's first image."""
         if job.seed == job.row.seed:
             for text in (job.row.subject, job.row.negative):
-                if isinstance(text, str) and text and (cut := self._pipe.words_cut(text)):
-                    yield cut
+                if isinstance(text, str) and text:
+                    yield from self._pipe.remarks(text)
 
     def _after_failure(
         self, error: Exception, one: Sequence[Todo], rest: list[Todo], seconds: float

@@ -59,6 +59,8 @@ class ModelFolder:
     """How the model came to be: data, steps, time, versions. Free in form."""
     files: Mapping[str, FileRecord]
     """Hash and size of every file that is loaded, by its path inside the folder."""
+    words: frozenset[str] | None = None
+    """All words of the captions it learned from; None: not known, as of most models."""
     hash: str = ""
     """Identity of the model, SHA-256 in hex; set when a stored folder is read."""
 
@@ -184,6 +186,7 @@ def folder_to_config(folder: ModelFolder) -> dict[str, Any]:
         "licence": folder.licence,
         "provenance": dict(folder.provenance),
         "files": {name: asdict(record) for name, record in folder.files.items()},
+        **({} if folder.words is None else {"words": sorted(folder.words)}),
     }
 
 
@@ -218,12 +221,14 @@ _FIELDS = (
     *("name", "transformer", "vqvae", "text_encoder", "resolutions", "default_resolution"),
     *("sampling", "licence", "provenance", "files"),
 )
+_OPTIONAL = ("words",)
 
 
 def _from_config(path: Path, values: Mapping[str, Any]) -> ModelFolder:
     given = set(values) - {"format", "format_version"}
-    if unknown := sorted(given - set(_FIELDS)):
-        raise OptionError(f"no field is called {', '.join(unknown)}", f"known fields: {', '.join(_FIELDS)}")
+    if unknown := sorted(given - {*_FIELDS, *_OPTIONAL}):
+        known = ", ".join((*_FIELDS, *_OPTIONAL))
+        raise OptionError(f"no field is called {', '.join(unknown)}", f"known fields: {known}")
     if missing := [name for name in _FIELDS if name not in given]:
         raise OptionError(f"missing {', '.join(missing)}")
     return ModelFolder(
@@ -238,6 +243,7 @@ def _from_config(path: Path, values: Mapping[str, Any]) -> ModelFolder:
         licence=str(values["licence"]),
         provenance=dict(values["provenance"]),
         files=_read_records(values["files"]),
+        words=frozenset(map(str, words)) if (words := values.get("words")) is not None else None,
         hash=_identity(values),
     )
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from star_cli.checkpoints.record import FileRecord
 from star_cli.checkpoints.shards import write_shards
 from star_cli.errors import ModelFolderError
+from star_cli.models.blank import blank
 from star_cli.models.config import TransformerConfig, VQVAEConfig
 from star_cli.models.transformer import StarTransformer
 from star_cli.models.vqvae import MultiScaleVQVAE
@@ -41,7 +42,7 @@ def load_model(
     Raises:
         ModelFolderError: a damaged file, a missing or foreign tensor, a wrong shape.
     """
-    with torch.device("meta"):
+    with blank():
         model = build()
     model.set_compute_dtype(dtype or torch.float32)
     outline = model.state_dict()
@@ -119,7 +120,7 @@ def save_model(
 
 def outline_of(config: TransformerConfig | VQVAEConfig, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
     """The state dict of a model on the meta device, in the dtypes in which `dtype` is stored."""
-    with torch.device("meta"):
+    with blank():
         model = StarTransformer(config) if isinstance(config, TransformerConfig) else MultiScaleVQVAE(config)
     model.set_compute_dtype(dtype)
     return model.state_dict()

@@ -51,6 +51,7 @@ def write_model_folder(
     model_card: str,
     dtype: torch.dtype = torch.float32,
     default_resolution: int | None = None,
+    words: frozenset[str] | None = None,
 ) -> ModelFolder:
     """Write a model folder; one that is already there is replaced when the new one is complete.
 
@@ -68,6 +69,7 @@ def write_model_folder(
         model_card: Markdown, becomes `README.md`.
         dtype: of the stored tensors, except those that decide tokens.
         default_resolution: drawn when none is asked for; 256 if the model knows it, else the smallest.
+        words: all that its captions used, where they are counted.
     Raises:
         ModelFolderError: the parts do not fit together, `path` holds something else, or writing fails.
     """
@@ -87,6 +89,7 @@ def write_model_folder(
         licence=licence,
         provenance=dict(provenance),
         files={},
+        words=words,
     )
     with new_folder(path) as new:
         records = {

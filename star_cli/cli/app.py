@@ -17,6 +17,7 @@ from typer.core import TyperGroup
 from star_cli import __version__
 from star_cli.cli import console
 from star_cli.cli.batch import batch
+from star_cli.cli.bench import bench
 from star_cli.cli.config import config
 from star_cli.cli.data import app as data
 from star_cli.cli.doctor import doctor
@@ -61,6 +62,7 @@ app.command()(sheet)
 app.command()(info)
 app.command()(models)
 app.command()(doctor)
+app.command()(bench)
 app.command()(finetune)
 app.add_typer(data, name="data")
 app.command()(config)

@@ -52,7 +52,9 @@ def batch(
     format: options.FormatOpt = None,  # noqa: A002
     device: options.DeviceOpt = None,
     dtype: options.DtypeOpt = None,
+    quantize: options.QuantizeOpt = None,
     compat: options.CompatOpt = None,
+    speed: options.SpeedOpt = None,
     batch_size: batch_options.BatchSizeOpt = None,
     devices: batch_options.DevicesOpt = None,
     shard: batch_options.ShardOpt = None,
@@ -80,18 +82,22 @@ def batch(
         "negative": negative,
         "device": device,
         "dtype": dtype,
+        "quantize": quantize,
         "guidance": guidance,
         "top_k": top_k,
         "top_p": top_p,
         "temperature": temperature,
         "stable": stable,
         "compat": compat,
+        "speed": speed,
     }
     policy = _policy(batch_size, redo, retry_failed, max_failures, shard)
     if contact_sheet is not None:
         _check_sheet(contact_sheet)
     if devices is not None and (device is not None or engine == "ray"):
         raise OptionError("--devices stands alone", "leave out --device and --engine")
+    if quantize == "int8" and (devices is not None or engine == "ray"):
+        raise OptionError("--quantize int8 draws in this process, on a CPU", "leave out --devices and --engine")
     values = {"device": "auto", "dtype": "auto", **user_defaults()}
     usual = values.pop("format", "png")
     values |= {name: value for name, value in given.items() if value is not None}
@@ -170,9 +176,13 @@ def _workers(plan: Plan, values: Mapping[str, Any], policy: Policy, devices: str
 
     def here(folder: BatchFolder, on_event: OnEvent, on_ready: Callable[[Callable[[], None]], None]) -> Summary:
         from star_cli.batch.runner import BatchRunner
+        from star_cli.memory import keep_pages
         from star_cli.pipeline import StarPipeline
 
-        pipe = StarPipeline.from_pretrained(plan.folder.path, device=device, dtype=dtype)
+        keep_pages()
+        pipe = StarPipeline.from_pretrained(
+            plan.folder.path, device=device, dtype=dtype, quantize=values.get("quantize")
+        )
         runner = BatchRunner(pipe, plan, folder, policy)
         on_ready(runner.stop)
         return runner.run(on_event)
@@ -195,8 +205,7 @@ def _run(work: Work, plan: Plan, where: Path, policy: Policy, json: bool, quiet:
 def _tell(event: Event, panel: BatchPanel, json: bool, quiet: bool) -> None:
     panel.on_event(event)
     if event.kind == "warning" and event.job is not None:
-        words = shorten(event.message, 200)
-        console.warn(f"line {event.job.row.line}: too long, the model does not read: {words}", quiet)
+        console.warn(f"line {event.job.row.line}: {shorten(event.message, 250)}", quiet)
     elif event.kind == "failed":
         console.warn(f"failed: {failure_in_words(event)}", quiet)
     if json and event.kind != "drawing":

@@ -94,7 +94,8 @@ def tokens(
         console.warn("--feature-dtype has no effect with --no-features", quiet)
     with hushed(debug or is_debug(())):
         from star_cli.checkpoints.known import SHIPPED, find_model
-        from star_cli.data.cache_build import CacheOptions, build_cache
+        from star_cli.data.cache_build import build_cache
+        from star_cli.data.cache_plan import CacheOptions
         from star_cli.data.open import open_source
         from star_cli.pipeline import choose_device
 

@@ -15,12 +15,12 @@ from star_cli.errors import OptionError
 
 KEYS: dict[str, type] = {
     "model": str,
-    **{name: COLUMNS[name] for name in ("res", "guidance", "top_k", "top_p", "temperature", "format")},
+    **{name: COLUMNS[name] for name in ("res", "guidance", "top_k", "top_p", "temperature", "speed", "format")},
     "device": str,
     "dtype": str,
 }
 """What may be set, and of which kind it is; the names of flags."""
-_CHOICES = {"format": options.Format, "device": options.Device, "dtype": options.Dtype}
+_CHOICES = {"format": options.Format, "device": options.Device, "dtype": options.Dtype, "speed": options.Speed}
 
 
 @dataclass(frozen=True)

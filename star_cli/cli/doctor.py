@@ -90,7 +90,17 @@ def _torch() -> dict[str, dict[str, Any]]:
             "dtype": str(dtype).removeprefix("torch."),
             "dtype_because": why_dtype,
         },
+        "precision": _precision(device.type),
     }
+
+
+def _precision(device: str) -> dict[str, Any]:
+    """What another precision would gain here; measured where `auto` takes float32 on a CPU."""
+    if device != "cpu":
+        return {}
+    from star_cli.evaluation.precision import measure_speedups
+
+    return {f"{name}_speedup": speedup and round(speedup, 1) for name, speedup in measure_speedups().items()}
 
 
 def _gpu(properties: Any) -> str:

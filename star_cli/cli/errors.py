@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import typer
 
 from star_cli.errors import StarError
+from star_cli.memory import is_out_of_memory
 
 INTERRUPTED, TERMINATED = 130, 143  # 128 + the signal's number, as shells count
 _LONGEST = 1000
@@ -40,7 +41,7 @@ def explain(error: Exception) -> Failure:
         return Failure("")
     if isinstance(error, typer.TyperException):
         return _usage(error)
-    if _is_out_of_memory(error):
+    if is_out_of_memory(error):
         return Failure("out of memory", "draw a smaller --res, or use --dtype bfloat16")
     if isinstance(error, OSError) and error.filename is not None:
         return Failure(f"{os.fsdecode(error.filename)}: {error.strerror or error}")
@@ -67,10 +68,3 @@ def _usage(error: typer.TyperException) -> Failure:
     context = getattr(error, "ctx", None)
     command = context.command_path if context else "star"
     return Failure(message[:1].lower() + message[1:], f"see `{command} --help`", error.exit_code)
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    """By name where torch raises errors of its own: this file must not import torch."""
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        return True
-    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)

@@ -17,7 +17,7 @@ from star_cli.images import check_recipe_fits
 if TYPE_CHECKING:
     from star_cli.pipeline import GeneratedImage, StarPipeline
 
-_LONGEST_CUT = 200
+_LONGEST_REMARK = 250
 
 
 def generate(
@@ -37,7 +37,9 @@ def generate(
     format: options.FormatOpt = None,  # noqa: A002
     device: options.DeviceOpt = None,
     dtype: options.DtypeOpt = None,
+    quantize: options.QuantizeOpt = None,
     compat: options.CompatOpt = None,
+    speed: options.SpeedOpt = None,
     from_image: options.FromImageOpt = None,
     force: options.ForceOpt = False,
     json: options.JsonOpt = False,
@@ -57,12 +59,14 @@ def generate(
         "negative": negative,
         "device": device,
         "dtype": dtype,
+        "quantize": quantize,
         "guidance": guidance,
         "top_k": top_k,
         "top_p": top_p,
         "temperature": temperature,
         "stable": stable,
         "compat": compat,
+        "speed": speed,
     }
     if json and out == "-":
         raise OptionError(
@@ -86,9 +90,9 @@ def _draw(request: Request, quiet: bool) -> Iterator[GeneratedImage]:
     """Load the model, then draw pass by pass: what is drawn is safe when a later pass is stopped."""
     with console.scales(f"loading {request.folder.name}", quiet):
         pipe = _load(request, quiet)
-    cut = {text: pipe.words_cut(text) for text in (*request.prompts, request.negative) if text}
-    for words in filter(None, cut.values()):
-        console.warn(f"too long, the model does not read: {shorten(words, _LONGEST_CUT)}", quiet)
+    for text in dict.fromkeys(filter(None, (*request.prompts, request.negative))):
+        for remark in pipe.remarks(text):
+            console.warn(shorten(remark, _LONGEST_REMARK), quiet)
     passes = list(_passes(request, pipe.max_batch))
     for number, one in enumerate(passes, start=1):
         title = "drawing" if len(passes) == 1 else f"drawing {number}/{len(passes)}"
@@ -100,8 +104,10 @@ def _draw(request: Request, quiet: bool) -> Iterator[GeneratedImage]:
 
 
 def _load(request: Request, quiet: bool) -> StarPipeline:
+    from star_cli.memory import keep_pages
     from star_cli.pipeline import StarPipeline, choose_device
 
+    keep_pages()
     device = request.device
     if request.is_device_from_recipe:
         try:
@@ -109,7 +115,9 @@ def _load(request: Request, quiet: bool) -> StarPipeline:
         except OptionError:
             console.warn(f"the picture was drawn on {device}, which is not here: the new one may differ", quiet)
             device = "auto"
-    return StarPipeline.from_pretrained(request.folder.path, device=device, dtype=request.dtype)
+    return StarPipeline.from_pretrained(
+        request.folder.path, device=device, dtype=request.dtype, quantize=request.quantize
+    )
 
 
 def _passes(request: Request, most: int) -> Iterator[dict[str, Any]]:

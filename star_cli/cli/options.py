@@ -10,7 +10,9 @@ import typer
 Format = Literal["png", "webp", "jpeg"]
 Device = Literal["auto", "cpu", "cuda", "mps"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+Quantize = Literal["none", "int8"]
 Compat = Literal["none", "official"]
+Speed = Literal["reference", "exact", "fast", "turbo"]
 
 
 def whole_number(text: str) -> int:
@@ -155,6 +157,12 @@ CompatOpt = Annotated[
         "--compat", help="official: random stream and rounding of the published code, one picture. Default: none."
     ),
 ]
+SpeedOpt = Annotated[
+    Speed | None,
+    typer.Option(
+        "--speed", help="fast and turbo leave out parts of the last scales; see docs/speed.md. Default: exact."
+    ),
+]
 OutOpt = Annotated[
     str | None,
     typer.Option(
@@ -174,6 +182,10 @@ DeviceOpt = Annotated[
 ]
 DtypeOpt = Annotated[
     Dtype | None, typer.Option("--dtype", help="Precision of the model. Default: auto, float32 on a CPU.")
+]
+QuantizeOpt = Annotated[
+    Quantize | None,
+    typer.Option("--quantize", help="int8: faster blocks on a CPU, slightly other pictures. Default: none."),
 ]
 FromImageOpt = Annotated[
     Path | None,

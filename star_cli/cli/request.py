@@ -15,6 +15,7 @@ from star_cli.asked import (
     check_texts,
     checked_dtype,
     checked_resolution,
+    precision_of,
     sampling_of,
 )
 from star_cli.checkpoints.folder import ModelFolder
@@ -31,8 +32,13 @@ _RECIPE_TYPES: dict[str, tuple[type, ...]] = {
 }
 _SUBJECT_TYPES: dict[str, tuple[type, ...]] = {"prompt": (str,), "negative": (str,)}
 _CLASS_TYPES: dict[str, tuple[type, ...]] = {"class": (int,)}
-_LATER_TYPES: dict[str, tuple[type, ...]] = {"stable": (bool, type(None)), "compat": (str,)}
-"""Keys that recipes of earlier versions do not have."""
+_LATER_TYPES: dict[str, tuple[type, ...]] = {
+    "stable": (bool, type(None)),
+    "compat": (str,),
+    "quantize": (str,),
+    "speed": (str,),
+}
+"""Keys that not every recipe has."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +57,7 @@ class Request:
     sampling: SamplingOptions
     device: str
     dtype: str
+    quantize: str = "none"
     is_device_from_recipe: bool = False
     """The device is a memory, not a wish: it may be missing here."""
     warnings: tuple[str, ...] = ()
@@ -74,7 +81,8 @@ def make_request(
     Args:
         prompts: as on the command line; "-" stands for standard input.
         classes: as on the command line: numbers or names.
-        flags: by name, None where not given: model, res, seed, num, negative, device, dtype and those of `SAMPLING`.
+        flags: by name, None where not given: model, res, seed, num, negative, device, dtype,
+            quantize and those of `SAMPLING`.
         from_image: the picture whose recipe is repeated.
         defaults: the user's (see `defaults.py`).
     Raises:
@@ -88,7 +96,17 @@ def make_request(
     named = list(classes or ())
     if recipe and not texts and not named:
         texts, named = ([recipe["prompt"]], []) if "prompt" in recipe else ([], [str(recipe["class"])])
-    settled = {"negative": "", "seed": 0, "num": 1, "device": "auto", "dtype": "auto", **defaults, **recipe, **given}
+    settled = {
+        "negative": "",
+        "seed": 0,
+        "num": 1,
+        "device": "auto",
+        "dtype": "auto",
+        "quantize": "none",
+        **defaults,
+        **recipe,
+        **given,
+    }
     if texts or not named:
         check_texts([*texts, settled["negative"]], len(texts))
     # Checked before the model is looked for: wrong is wrong whatever the model.
@@ -107,10 +125,11 @@ def make_request(
         sampling=sampling_of(settled, folder),
         device=settled["device"],
         dtype=checked_dtype(settled["dtype"], settled.get("compat")),
+        quantize=settled["quantize"],
         is_device_from_recipe=bool(recipe) and "device" not in given,
         warnings=_model_warnings(recipe, folder),
     )
-    check_compat(request.sampling, request.images, request.dtype)
+    check_compat(request.sampling, request.images, precision_of(settled | {"dtype": request.dtype}))
     return request
 
 
@@ -151,7 +170,7 @@ def _checked_recipe(path: Path) -> dict[str, Any]:
     Raises:
         RecipeError: none is there, or it lacks a value or has one of a wrong kind.
     """
-    recipe = read_recipe(path)
+    recipe = {"speed": "exact", **read_recipe(path)}  # nothing else was there before it
     types = {**_RECIPE_TYPES, **(_CLASS_TYPES if "class" in recipe and "prompt" not in recipe else _SUBJECT_TYPES)}
     if missing := sorted(set(types) - set(recipe)):
         raise RecipeError(f"{path}: its recipe does not say {', '.join(missing)}")

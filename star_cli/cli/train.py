@@ -48,6 +48,8 @@ ResumeOpt = Annotated[
 ]
 ThreadsOpt = Annotated[int | None, typer.Option("--threads", min=1, help="CPU threads; default: all cores.")]
 
+_TOO_LARGE = "make the model smaller (width, depth, channels); `star doctor` tells how much memory is free"
+
 
 @app.callback()
 def train() -> None:
@@ -159,6 +161,7 @@ def make(
     from star_cli.training.distributed import is_main
     from star_cli.training.export import export_model
     from star_cli.training.making import Maker
+    from star_cli.training.memory import memory_in_words
 
     if out is not None:
         check_target(out)
@@ -166,9 +169,12 @@ def make(
     with training_panel(quiet or not is_main()) as panel:
         maker = Maker(recipe, folder, panel.on_progress, panel.on_cache, panel.on_note, resume)
         for each in recipe.stages if stage is None else (stage,):
-            maker.train(each)
+            with memory_in_words(f"stage {each} was prepared", _TOO_LARGE):
+                maker.train(each)
     if is_main():
-        console.print_path(folder if out is None else export_model(maker.made(), out, recipe_name).path)
+        with memory_in_words("the model was put together", _TOO_LARGE):
+            made = folder if out is None else export_model(maker.made(), out, recipe_name).path
+        console.print_path(made)
 
 
 def _make_stage(

@@ -10,9 +10,9 @@ from __future__ import annotations
 import hashlib
 import json
 import random
-import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -20,31 +20,25 @@ from typing import Any
 import torch
 from safetensors.torch import save
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
 from star_cli.checkpoints.record import FileRecord
 from star_cli.data.cache import TokenCache, open_cache, read_shard
 from star_cli.data.cache_captions import caption_tensors
 from star_cli.data.cache_manifest import (
     EMPTY_CAPTION,
-    MANIFEST,
     TOLD,
-    CachePlan,
-    FeatureDtype,
-    Manifest,
     Skipped,
     caption_shard,
-    differ,
-    differences,
-    read_manifest,
     token_shard,
     write_manifest,
 )
-from star_cli.data.encoding import hash_text_encoder, hash_vqvae, tokenize
+from star_cli.data.cache_plan import CacheOptions, begin_cache, plan_cache
+from star_cli.data.encoding import tokenize
+from star_cli.data.read_ahead import read_ahead
 from star_cli.data.source import CaptionedImages, Crop
-from star_cli.errors import BadImageError, DataError, OptionError, StarError
+from star_cli.data.stored import BadFile
+from star_cli.errors import BadImageError, DataError
 from star_cli.images import write_whole
-from star_cli.models.config import Config
 from star_cli.models.schedule import ScaleSchedule
 from star_cli.models.text import TextEncoder
 from star_cli.models.vqvae import MultiScaleVQVAE
@@ -55,34 +49,6 @@ OnCache = Callable[[str, int, int], None]
 STORED = {"none": torch.float32, "float32": torch.float32, "float16": torch.float16}
 LARGEST_INT16 = 2**15
 """Tokens of a codebook up to this size fit in 16 bits."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class CacheOptions(Config):
-    """How a cache is made."""
-
-    crop: Crop = "centre"
-    """Where the square is taken; "random": one square for each picture, the same in every epoch."""
-    features: FeatureDtype = "float32"
-    """How the captions' features are stored. float32 gives the loss that the text encoder itself gives; float16 is half
-    as large (docs/training.md has the drift); none leaves them to the text encoder, and keeps the captions' words."""
-    batch_size: int = 0
-    """Pictures in one pass of the VQVAE; 0: 16 at 256 pixels, and fewer where they are larger."""
-    pictures_per_shard: int = 1024
-    """Pictures whose tokens, or captions, are in one file: what a stopped run may lose."""
-    workers: int = 0
-    """Processes that read pictures ahead; 0: this one reads them."""
-
-    def __post_init__(self) -> None:
-        self._check_choices()
-        if self.pictures_per_shard < 1 or min(self.batch_size, self.workers) < 0:
-            raise OptionError(
-                "a token cache needs pictures_per_shard of at least 1, batch_size and workers of at least 0"
-            )
-
-    def batch_size_at(self, resolution: int) -> int:
-        """Pictures in one pass of the VQVAE at this resolution."""
-        return self.batch_size or max(1, 16 * 256**2 // resolution**2)
 
 
 def build_cache(
@@ -133,7 +99,7 @@ class _Builder:
         self.vqvae = vqvae
         self.text_encoder = text_encoder if options.features != "none" else None
         self.plan = plan_cache(source, vqvae, self.text_encoder, options)
-        self.manifest = _begin(folder, self.plan, schedules)
+        self.manifest = begin_cache(folder, self.plan, schedules)
         self.files: dict[str, FileRecord] = {}
         self.skipped = dict(self.manifest.skipped)
 
@@ -208,21 +174,11 @@ class _Builder:
             for members in [self.plan.members(number)]
             for start in range(0, len(members), size)
         ]
-        pictures = DataLoader(
-            _Pictures(self.source, resolution, self.options.crop),
-            batch_size=None,
-            sampler=[batch for _, batch in batches],
-            collate_fn=_as_it_is,
-            num_workers=self.options.workers,
-            worker_init_fn=_leave_signals_alone,
-            generator=torch.Generator(),  # else it takes its seed from the global one
-        )
+        read = partial(_read, self.source, resolution, self.options.crop)
+        pictures = read_ahead(read, [batch for _, batch in batches], self.options.workers)
         rows = [torch.zeros(0, schedule.length, dtype=dtype)]
         bad: list[Skipped] = []
-        for (number, batch), loaded in zip(batches, pictures, strict=True):
-            if isinstance(loaded, StarError):
-                raise loaded
-            pixels, skipped = loaded
+        for (number, batch), (pixels, skipped) in zip(batches, pictures, strict=True):
             if len(pixels):
                 rows.append(tokenize(self.vqvae, pixels, schedule).to("cpu", dtype))
             bad += skipped
@@ -263,96 +219,14 @@ class _Builder:
             self.on_progress(name, done, total)
 
 
-def plan_cache(
-    source: CaptionedImages, vqvae: MultiScaleVQVAE, text_encoder: TextEncoder | None, options: CacheOptions
-) -> CachePlan:
-    """What decides the content of a cache.
-
-    Raises:
-        OptionError: features are asked for, and there is no text encoder.
-    """
-    if options.features != "none" and text_encoder is None:
-        raise OptionError("text features need a text encoder, and this model has none", "use --no-features")
-    return CachePlan(
-        source=source.fingerprint,
-        pictures=len(source),
-        crop=options.crop,
-        vqvae=hash_vqvae(vqvae),
-        codes=vqvae.config.codebook_size,
-        text_encoder=None if text_encoder is None else hash_text_encoder(text_encoder),
-        text_width=0 if text_encoder is None else text_encoder.width,
-        text_tokens=0 if text_encoder is None else text_encoder.max_tokens,
-        features=options.features,
-        pictures_per_shard=options.pictures_per_shard,
-    )
-
-
-def _begin(folder: Path, plan: CachePlan, schedules: Mapping[int, ScaleSchedule]) -> Manifest:
-    """The manifest of what is to be made, written unless nothing changes; resolutions that are there stay.
-
-    Raises:
-        DataError: the folder holds something else, or a cache of something else.
-        OutputError: it cannot be made.
-    """
-    sides = {resolution: schedule.sides for resolution, schedule in schedules.items()}
-    folder.mkdir(parents=True, exist_ok=True)
-    if not (folder / MANIFEST).exists():
-        if any(not path.name.startswith(".") for path in folder.iterdir()):  # what a killed process leaves is hidden
-            raise DataError(f"{folder} is not empty, and holds no token cache", "give a new folder")
-        manifest = Manifest(plan=plan, sides=sides)
-        write_manifest(folder, manifest)
-        return manifest
-    made = read_manifest(folder)
-    found = differences(made.plan, plan)
-    found += [
-        differ(f"schedule at {resolution} px", list(made.sides[resolution]), list(sides[resolution]))
-        for resolution in sorted(sides)
-        if made.sides.get(resolution, sides[resolution]) != sides[resolution]
-    ]
-    if found:
-        raise DataError(
-            f"{folder} holds a token cache with {'; '.join(found)}", "give a new folder, or delete that one"
-        )
-    if set(sides) <= set(made.sides):
-        return made
-    manifest = replace(made, sides={**made.sides, **sides}, is_complete=False)
-    write_manifest(folder, manifest)
-    return manifest
-
-
-class _Pictures(Dataset[Any]):
-    """Batches of pictures, by their indices, for DataLoader's workers."""
-
-    def __init__(self, source: CaptionedImages, resolution: int, crop: Crop):
-        self.source, self.resolution, self.crop = source, resolution, crop
-
-    def __getitem__(self, indices: Sequence[int]) -> tuple[Tensor, list[Skipped]] | StarError:
-        """The readable ones, (B, 3, H, W), and the others.
-
-        Any other error is given back, to be raised on the other side: DataLoader would put a traceback into its words.
-        """
+def _read(source: CaptionedImages, resolution: int, crop: Crop, indices: Sequence[int]) -> tuple[Tensor, list[Skipped]]:
+    """The readable ones of some pictures, (B, 3, H, W), and the others."""
+    pixels, skipped = [], []
+    for index in indices:
         try:
-            return self._read(indices)
-        except StarError as error:
-            return error
-
-    def _read(self, indices: Sequence[int]) -> tuple[Tensor, list[Skipped]]:
-        pixels, skipped = [], []
-        for index in indices:
-            try:
-                self.source.captions(index)  # where these cannot be read, training has no use for the picture
-                pixels.append(self.source.pixels(index, self.resolution, self.crop, random.Random(f"crop {index}")))
-            except BadImageError as error:
-                name = self.source.name(index)
-                skipped.append(Skipped(index, name, str(error).removeprefix(f"{name}: ")))
-        return torch.stack(pixels) if pixels else torch.zeros(0), skipped
-
-
-def _as_it_is(batch: Any) -> Any:
-    return batch
-
-
-def _leave_signals_alone(worker: int) -> None:
-    """Ctrl-C ends the main process, which ends its workers; each would show a traceback of its own."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
+            source.captions(index)  # where these cannot be read, training has no use for the picture
+            pixels.append(source.pixels(index, resolution, crop, random.Random(f"crop {index}")))
+        except BadImageError as error:
+            bad = BadFile.of(source.name(index), error)
+            skipped.append(Skipped(index, bad.name, bad.reason))
+    return torch.stack(pixels) if pixels else torch.zeros(0), skipped

@@ -1,4 +1,4 @@
-"""The pictures of one step, with others in place of those that cannot be read.
+"""The pictures of one step, and others in place of those that cannot be read.
 
 Letters: B pictures, R pixels per side.
 """
@@ -6,9 +6,10 @@ Letters: B pictures, R pixels per side.
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from itertools import chain, islice
+from typing import TYPE_CHECKING, TypeVar
 
 from star_cli.data.source import CaptionedImages, Crop
 from star_cli.data.stored import BadFile
@@ -17,6 +18,9 @@ from star_cli.errors import BadImageError, DataError
 if TYPE_CHECKING:
     from torch import Tensor
 
+Read = TypeVar("Read")
+UNREADABLE_IN_A_ROW = 1000
+"""After so many pictures that cannot be read, one after another, the source is taken to be gone."""
 _FEW = 2  # bad pictures that even the smallest batch bears
 
 
@@ -53,30 +57,52 @@ def read_rows(
     """
     import torch
 
-    pixels, captions, used = [], [], []
+    used, pixels, captions = [], [], []
     bad: dict[int, BadFile] = {}
+
+    def refuse(index: int, error: BadImageError) -> None:
+        bad[index] = BadFile.of(source.name(index), error)
+        _check_bearable(source, bad, len(rows))
+
+    def read(index: int) -> tuple[Tensor, str]:
+        return source.pixels(index, resolution, crop, own), source.caption(index, own)
+
     for row in rows:
         own = random.Random(rng.getrandbits(64))
-        while True:
-            try:
-                pixels.append(source.pixels(row, resolution, crop, own))
-                captions.append(source.caption(row, own))
-            except BadImageError as error:
-                del pixels[len(captions) :]
-                bad[row] = BadFile.of(source.name(row), error)
-                _check_bearable(source, bad, len(rows))
-                row = _another(source, bad, own)
-            else:
-                used.append(row)
-                break
+        others = (index for index in any_other(source, own) if index not in bad)
+        index, (picture, caption) = first_readable(chain([row], others), read, refuse)
+        used.append(index)
+        pixels.append(picture)
+        captions.append(caption)
     return ReadRows(used, torch.stack(pixels), captions, tuple(bad.values()))
 
 
-def _another(source: CaptionedImages, bad: dict[int, BadFile], rng: random.Random) -> int:
+def first_readable(
+    candidates: Iterable[int], read: Callable[[int], Read], refuse: Callable[[int, BadImageError], None]
+) -> tuple[int, Read]:
+    """The first picture that can be read, and what was read of it.
+
+    Args:
+        candidates: the picture wanted, then those that may stand in for it; at most 1,000 are tried.
+        read: reads one.
+        refuse: told of each that cannot be read, and why.
+    Raises:
+        DataError: none can be read.
+    """
+    count, reason = 0, ""
+    for index in islice(candidates, UNREADABLE_IN_A_ROW):
+        try:
+            return index, read(index)
+        except BadImageError as error:
+            refuse(index, error)
+            count, reason = count + 1, str(error)
+    raise DataError(f"{count:,} pictures in a row cannot be read; the last: {reason}", "see `star data check`")
+
+
+def any_other(source: CaptionedImages, rng: random.Random) -> Iterator[int]:
+    """Pictures of the whole set, by chance, without end."""
     while True:
-        row = rng.randrange(len(source))
-        if row not in bad:
-            return row
+        yield rng.randrange(len(source))
 
 
 def _check_bearable(source: CaptionedImages, bad: dict[int, BadFile], batch_size: int) -> None:

@@ -11,15 +11,26 @@ from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Literal
 
 from star_cli.data import shapes
+from star_cli.vocabulary import split_words
 
 if TYPE_CHECKING:
     from torch import Tensor  # counting and checking pictures needs no torch
 
 Crop = Literal["centre", "random"]
+_CAPTIONS_WITH_ALL_WORDS = 3000
+GENERATED = "generated scenes"
 
 
 class CaptionedImages(ABC):
     """Pictures with captions. Picklable: worker processes get a copy."""
+
+    is_generated = False
+    """Are the pictures made as they are asked for, each with a new caption every time?"""
+
+    @property
+    def words(self) -> frozenset[str] | None:
+        """All words, in small letters, that its captions use; None: nobody has counted."""
+        return None
 
     @property
     @abstractmethod
@@ -63,8 +74,20 @@ class CaptionedImages(ABC):
         """
 
 
+def count_in_words(pictures: CaptionedImages) -> int | str:
+    """How many pictures there are; of generated ones that they are, for their number says nothing."""
+    return GENERATED if pictures.is_generated else len(pictures)
+
+
 class ShapeScenes(CaptionedImages):
     """The built-in generated scenes: seeds 0, 1, 2, ..., a new caption each time."""
+
+    is_generated = True
+
+    @property
+    def words(self) -> frozenset[str]:
+        """Those of a few thousand captions, which leave none out."""
+        return frozenset(split_words(shapes.sample(seed)[1] for seed in range(_CAPTIONS_WITH_ALL_WORDS)))
 
     def __init__(self, count: int, first_seed: int = 0):
         self.count, self.first_seed = count, first_seed

@@ -12,8 +12,8 @@ from star_cli.generation.options import SamplingOptions
 from star_cli.generation.randomness import Randomness
 
 
-def filter_logits(logits: Tensor, top_k: int, top_p: float) -> Tensor:
-    """Set the logits of codes that may not be drawn to -inf.
+def filter_by_sort(logits: Tensor, top_k: int, top_p: float) -> Tensor:
+    """Set the logits of codes that may not be drawn to -inf. What `filter_logits` does sooner is defined here.
 
     Top-k keeps every code at least as likely as the k-th, ties included. Top-p then drops the least likely codes whose
     probabilities together stay within 1 - p; the likeliest code always stays.
@@ -32,6 +32,25 @@ def filter_logits(logits: Tensor, top_k: int, top_p: float) -> Tensor:
         dropped[..., -1] = False
         logits = logits.masked_fill(dropped.scatter(-1, order, dropped), -torch.inf)
     return logits
+
+
+def filter_logits(logits: Tensor, top_k: int, top_p: float) -> Tensor:
+    """`filter_by_sort`, but of each row only the k likeliest codes are sorted, where that is allowed.
+
+    It is not where equal logits stand at an edge, for which of them stay is up to the order of all; nor on a GPU, which
+    would have to tell the CPU whether there are any, and sorts fast.
+    """
+    if not (0 < top_k < logits.shape[-1] and top_p > 0 and logits.device.type == "cpu"):
+        return filter_by_sort(logits, top_k, top_p)
+    likeliest = logits.topk(top_k + 1, dim=-1).values
+    ascending = likeliest[..., :-1].flip(-1)  # (..., k)
+    dropped = ascending.softmax(-1).cumsum(-1) <= 1 - top_p
+    dropped[..., -1] = False
+    least = ascending.masked_fill(dropped, torch.inf).amin(-1, keepdim=True)  # of those that stay
+    is_tied = (likeliest[..., -2:-1] == likeliest[..., -1:]) | (dropped & (ascending == least))
+    if bool(is_tied.any()):
+        return filter_by_sort(logits, top_k, top_p)
+    return logits.masked_fill(logits < least, -torch.inf)
 
 
 def draw_tokens(logits: Tensor, options: SamplingOptions, randomness: Randomness) -> Tensor:
@@ -65,4 +84,5 @@ def draw_with_probability(logits: Tensor, options: SamplingOptions, randomness: 
 
 
 def _probabilities(logits: Tensor, options: SamplingOptions) -> Tensor:
-    return filter_logits(logits / options.temperature, options.top_k, options.top_p).softmax(-1)
+    keep = filter_by_sort if options.speed == "reference" else filter_logits
+    return keep(logits / options.temperature, options.top_k, options.top_p).softmax(-1)

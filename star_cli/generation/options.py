@@ -34,6 +34,9 @@ class SamplingOptions(Config):
     have that head."""
     compat: Literal["none", "official"] = "none"
     """"official": the random stream and the rounding of the published code, for one image alone."""
+    speed: Literal["reference", "exact", "fast", "turbo"] = "exact"
+    """"reference": the plainest loop, to compare with. "exact": the same tokens, sooner. "fast": the last scales
+    without guidance. "turbo": besides, only half of their tokens through the blocks."""
 
     def __post_init__(self) -> None:
         self._check_choices()
@@ -48,6 +51,12 @@ class SamplingOptions(Config):
             self.temperature,
             "a number of at least 0",
         )
+
+        if self.compat == "official" and self.speed != "exact":
+            raise OptionError(
+                f"--compat official draws as the published code does, not with --speed {self.speed}",
+                "leave one of them out",
+            )
 
     def for_head(self, has_head: bool) -> Self:
         """The same options with `stable` settled.

@@ -93,5 +93,7 @@ def random_generators(seeds: Sequence[int], device: torch.device | str = "cpu") 
 
 def _categorical(probabilities: Tensor, generator: torch.Generator) -> Tensor:
     """One draw from each row of (l, V) by a race of exponential clocks: the noise ignores the probabilities."""
-    clocks = torch.empty(probabilities.shape, device=generator.device).exponential_(generator=generator)
-    return (probabilities / clocks.to(probabilities.device)).argmax(-1)
+    is_staged = probabilities.is_cuda and generator.device.type == "cpu"  # pinned memory lets the GPU fetch it unasked
+    clocks = torch.empty(probabilities.shape, device=generator.device, pin_memory=is_staged)
+    clocks = clocks.exponential_(generator=generator).to(probabilities.device, non_blocking=is_staged)
+    return (probabilities / clocks).argmax(-1)

@@ -5,36 +5,26 @@ Letters: B images (2B rows under guidance), C code width, h w latent, l tokens o
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from star_cli.generation.cache import make_caches
+from star_cli.generation.cache import KVCache, make_caches
+from star_cli.generation.drawn import Drawn, OnScale
 from star_cli.generation.filtering import draw_tokens
 from star_cli.generation.guidance import guide, ramped_guidance
+from star_cli.generation.late import first_late_scale, run_pivotal
 from star_cli.generation.options import SamplingOptions
 from star_cli.generation.randomness import Randomness
+from star_cli.generation.reference import draw_plainly
 from star_cli.generation.stable import draw_stable, is_refined
 from star_cli.models.block import Prompted
 from star_cli.models.condition import Condition, stack
 from star_cli.models.quantizer import MultiScaleQuantizer
 from star_cli.models.schedule import ScaleSchedule
 from star_cli.models.transformer import StarTransformer
-
-OnScale = Callable[[int, int], None]
-"""Called after each scale with the number of scales done and their total."""
-
-
-@dataclass(frozen=True)
-class Drawn:
-    """What the scale loop leaves behind."""
-
-    f_hat: Tensor
-    """Sum of all scales, (B, C, h, w), float32; the decoder makes the picture of it."""
-    token_maps: list[Tensor]
-    """Tokens of each scale, (B, side, side), int64."""
 
 
 @torch.inference_mode()
@@ -59,12 +49,14 @@ def draw(
         condition: text features of the B prompts, or B classes.
         unconditional: text features of the empty or negative prompt, or no class, B rows.
         schedule: sides of the token maps.
-        options: guidance, filters, stable sampling.
+        options: guidance, filters, stable sampling, speed.
         randomness: of the B images; nothing else is random.
         on_scale: progress callback.
     Raises:
         OptionError: stable sampling is asked for and the weights cannot do it; words for a class model, or the reverse.
     """
+    if options.speed == "reference":
+        return draw_plainly(transformer, quantizer, condition, unconditional, schedule, options, randomness, on_scale)
     images = len(condition)
     guided = options.guidance > 0
     is_official = options.compat == "official"
@@ -76,10 +68,21 @@ def draw(
         dtype=_published_dtype(transformer, prompted) if is_official else torch.float32,
         device=prompted.start.device,
     )
+    late = first_late_scale(options, schedule)
+    change: Tensor | None = None  # what the blocks made of the scale before
     token_maps = []
     for scale, side in enumerate(schedule.sides):
-        x = _scale_input(transformer, quantizer, prompted, f_hat, scale, schedule)
-        hidden = transformer.run_blocks(x, prompted, schedule, schedule.slice(scale), stores=caches)
+        if guided and scale == late:
+            guided, options = False, replace(options, guidance=0.0)
+            prompted = _conditional_rows(prompted, images, caches)
+        codes = quantizer.next_input(f_hat, side) if scale > 0 else None  # (B, l, C)
+        x = _scale_input(transformer, prompted, codes, scale, schedule)
+        if codes is not None and change is not None and scale >= late:
+            hidden = run_pivotal(transformer, x, codes, change, prompted, schedule, scale, caches)
+        else:
+            hidden = transformer.run_blocks(x, prompted, schedule, schedule.slice(scale), stores=caches)
+        if options.speed == "turbo" and scale >= late - 1:
+            change = (hidden - x)[:images]
         if is_refined(transformer, scale, options):
             tokens = draw_stable(transformer, quantizer, hidden, prompted, schedule, scale, options, randomness)
         else:
@@ -105,17 +108,18 @@ def _published_dtype(transformer: StarTransformer, prompted: Prompted) -> torch.
     return torch.float32
 
 
+def _conditional_rows(prompted: Prompted, images: int, caches: Sequence[KVCache]) -> Prompted:
+    """Leave the unconditional rows behind, in the caches, too."""
+    for cache in caches:
+        cache.keep_rows(images)
+    return prompted.first(images)
+
+
 def _scale_input(
-    transformer: StarTransformer,
-    quantizer: MultiScaleQuantizer,
-    prompted: Prompted,
-    f_hat: Tensor,
-    scale: int,
-    schedule: ScaleSchedule,
+    transformer: StarTransformer, prompted: Prompted, codes: Tensor | None, scale: int, schedule: ScaleSchedule
 ) -> Tensor:
     """What the blocks read for one scale: the start map, or f_hat at the side of this scale."""
-    if scale == 0:
+    if codes is None:
         return transformer.embed_start(prompted, schedule)
-    codes = quantizer.next_input(f_hat, schedule.sides[scale])  # (B, l, C)
     codes = codes.repeat(len(prompted.start) // len(codes), 1, 1)  # conditional and unconditional rows share f_hat
     return transformer.embed_codes(codes, schedule, schedule.offsets[scale])

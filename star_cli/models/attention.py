@@ -65,7 +65,7 @@ class KeyValueStore(Protocol):
     """What self-attention needs of a cache: it hands in one scale and gets all scales so far."""
 
     def append(self, new: KeysValues) -> KeysValues:
-        """Keep this scale; return everything kept, this scale last."""
+        """Keep this scale; return everything kept, this scale last, keys in the dtype of the values."""
         ...
 
 
@@ -104,7 +104,7 @@ class SelfAttention(nn.Module):
 
         Args:
             x: normed residual stream, (B, l, C).
-            rotation: rotary table of these tokens, (l, P) complex, or None.
+            rotation: rotary table of these tokens, (l, P) complex, one for each row (B, 1, l, P), or None.
             mask: where a token may look, (l, l); None: at all that is there.
             store: cache of earlier scales, or None in training.
         Returns:
@@ -117,9 +117,8 @@ class SelfAttention(nn.Module):
         if rotation is not None:  # before the normalisation, as published
             queries, keys = rotate(queries, rotation), rotate(keys, rotation)
         queries = self.gain.queries(queries).to(values.dtype)
-        held = KeysValues(self.gain.keys(keys).to(values.dtype), values)
-        if store is not None:
-            held = store.append(held)
+        held = KeysValues(self.gain.keys(keys), values)
+        held = KeysValues(held.keys.to(values.dtype), values) if store is None else store.append(held)
         mixed = attend(queries, held, mask, self.config.softmax_scale)
         return self.out(mixed.transpose(1, 2).flatten(2))
 

@@ -15,8 +15,7 @@ from torch import Tensor, nn
 from star_cli.models.attention import AttentionMask, CrossAttention, KeysValues, KeyValueStore, SelfAttention
 from star_cli.models.config import TransformerConfig
 
-NO_CHANGE = (1.0, 1.0, 0.0, 0.0, 0.0, 0.0)
-Modulation = Sequence[Tensor] | tuple[float, ...]
+Modulation = Sequence[Tensor]
 """Two gains, two scales, two shifts, in this order: of self-attention and of the feed-forward network."""
 
 
@@ -36,6 +35,18 @@ class Prompted:
     """What class or pooled text says to the modulation of blocks and head, (B, C); None where neither modulates."""
     stable_start: Tensor | None = None
     """The stable head's own text token, (B, 1, C); None for a model without that head."""
+
+    def first(self, rows: int) -> Prompted:
+        """The first rows alone."""
+        text = tuple(KeysValues(held.keys[:rows], held.values[:rows]) for held in self.text)
+        return Prompted(
+            self.start[:rows],
+            text,
+            None if self.text_mask is None else self.text_mask[:rows],
+            min(self.heard, rows),
+            None if self.modulation_vector is None else self.modulation_vector[:rows],
+            None if self.stable_start is None else self.stable_start[:rows],
+        )
 
 
 class FeedForward(nn.Module):
@@ -66,10 +77,8 @@ class Block(nn.Module):
         elif config.modulation != "none":
             self.modulation_offset = nn.Parameter(torch.randn(6, config.width) / config.width**0.5)
 
-    def _modulation(self, vector: Tensor | None) -> Modulation:
+    def _modulation(self, vector: Tensor) -> Modulation:
         """The six modulations, each broadcastable to (B, l, C), from what `StarTransformer._modulation_input` made."""
-        if vector is None:
-            return NO_CHANGE
         if self.config.has_own_modulation:
             six = self.modulation(F.silu(vector)).unflatten(-1, (6, -1))
         else:  # the projection was shared by all blocks; each adds its own offset
@@ -92,15 +101,27 @@ class Block(nn.Module):
         Without cross-attention `prompted` may be None. `branches` says how much self-attention and feed-forward network
         count for each row, (2, B): see `StarTransformer.hidden_states`.
         """
-        weights: Sequence[Tensor | float] = (1.0, 1.0) if branches is None else branches[..., None, None].unbind()
-        gain1, gain2, scale1, scale2, shift1, shift2 = self._modulation(modulation_input)
-        normed = self._norm(x) * (1 + scale1) + shift1
-        x = x + weights[0] * gain1 * self.self_attention(normed, rotation, mask, store)
+        six = None if modulation_input is None else self._modulation(modulation_input)
+        weights = None if branches is None else branches[..., None, None]  # (2, B, 1, 1)
+        x = x + self._gained(self.self_attention(self._modulated(x, six, 0), rotation, mask, store), six, weights, 0)
         if self.cross_attention is not None and text is not None and prompted and prompted.text_mask is not None:
             heard = prompted.heard
             looked = self.cross_attention(self._norm(x[:heard]), text, prompted.text_mask[:heard])
-            x = x + (looked if heard == len(x) else looked.repeat(len(x) // heard, 1, 1))
-        return x + weights[1] * gain2 * self.feed_forward(self._norm(x) * (1 + scale2) + shift2)
+            x = (x.unflatten(0, (-1, heard)) + looked).flatten(0, 1)  # rows that repeat it share it
+        return x + self._gained(self.feed_forward(self._modulated(x, six, 1)), six, weights, 1)
+
+    def _modulated(self, x: Tensor, six: Modulation | None, part: int) -> Tensor:
+        """What one part of the block reads: self-attention (0) or the feed-forward network (1)."""
+        normed = self._norm(x)
+        # without modulation two passes over all tokens that would change nothing
+        return normed if six is None else normed * (1 + six[2 + part]) + six[4 + part]
+
+    def _gained(self, change: Tensor, six: Modulation | None, weights: Tensor | None, part: int) -> Tensor:
+        """How much of what it gives counts."""
+        gain = None if six is None else six[part]
+        if weights is not None:
+            gain = weights[part] if gain is None else weights[part] * gain
+        return change if gain is None else gain * change
 
     def _norm(self, x: Tensor) -> Tensor:
         return F.layer_norm(x, (self.config.width,), eps=self.config.norm_eps)

@@ -45,7 +45,7 @@ class StepFlops:
         return self.total / self.tokens
 
 
-class _Product(NamedTuple):
+class Product(NamedTuple):
     """A matrix product (rows, from) x (from, to)."""
 
     rows: int
@@ -54,8 +54,12 @@ class _Product(NamedTuple):
     backward: int = 2
     """Products of the same size that its backward needs: a gradient of each factor; 1 when one factor needs none."""
 
+    has_weights: bool = True
+    """The second factor is learnt; False where both come out of the prompt or the picture, as in attention."""
+
     @property
     def flops(self) -> int:
+        """Two for each multiplication and addition."""
         return 2 * self.rows * self.from_width * self.to_width
 
 
@@ -90,36 +94,60 @@ def training_flops(
     return StepFlops(forward, backward, batch * tokens)
 
 
-def _outside_blocks(config: TransformerConfig, schedule: ScaleSchedule, batch: int, tokens: int) -> Iterator[_Product]:
+def _outside_blocks(config: TransformerConfig, schedule: ScaleSchedule, batch: int, tokens: int) -> Iterator[Product]:
     width = config.width
     # what was given, not computed, needs no gradient
     if config.conditioning == "text":
         ways_in = config.text_start + config.is_text_modulated
-        yield _Product(ways_in * batch, config.text_width, width, backward=1)
-    yield _Product(batch * (schedule.length - schedule.sizes[0]), config.code_dim, width, backward=1)
+        yield Product(ways_in * batch, config.text_width, width, backward=1)
+    yield Product(batch * (schedule.length - schedule.sizes[0]), config.code_dim, width, backward=1)
     if config.modulation == "level":
-        yield _Product(tokens, 2 * width, width)
-        yield _Product(tokens, width, 6 * width)
+        yield Product(tokens, 2 * width, width)
+        yield Product(tokens, width, 6 * width)
     if config.modulation in ("class_shared", "text_shared"):
-        yield _Product(batch, width, 6 * width)
+        yield Product(batch, width, 6 * width)
     if config.is_head_modulated:
-        yield _Product(batch, width, 2 * width)
-    yield _Product(batch * tokens, width, config.codebook_size)
+        yield Product(batch, width, 2 * width)
+    yield Product(batch * tokens, width, config.codebook_size)
 
 
-def _block(config: TransformerConfig, batch: int, tokens: int, pairs: int, text_tokens: int) -> Iterator[_Product]:
-    width, rows = config.width, batch * tokens
+def _block(config: TransformerConfig, batch: int, tokens: int, pairs: int, text_tokens: int) -> Iterator[Product]:
     if config.has_own_modulation:
-        yield _Product(batch, width, 6 * width)
-    yield _Product(rows, width, 3 * width)  # queries, keys, values
-    yield from 2 * [_Product(batch * pairs, width, 1)]  # scores, and their mixture of values; all heads together
-    yield _Product(rows, width, width)
+        yield Product(batch, config.width, 6 * config.width)
+    yield from self_attention_products(config, batch * tokens, batch * pairs)
     if config.cross_attention:
         heard = 1 if config.cross_attention_rows == "first_image" else batch
-        yield _Product(heard * tokens, width, width)
-        yield _Product(heard * text_tokens, config.text_width, 2 * width, backward=1)
-        yield from 2 * [_Product(heard * tokens * text_tokens, width, 1)]
-        yield _Product(heard * tokens, width, width)
-    hidden = round(width * config.mlp_ratio)
-    yield _Product(rows, width, hidden)
-    yield _Product(rows, hidden, width)
+        yield text_product(config, heard * text_tokens)
+        yield from cross_attention_products(config, heard * tokens, heard * tokens * text_tokens)
+    yield from feed_forward_products(config, batch * tokens)
+
+
+def self_attention_products(config: TransformerConfig, rows: int, pairs: int) -> Iterator[Product]:
+    """Of one block: `rows` tokens of all images, `pairs` of a token and one that it looks at."""
+    yield Product(rows, config.width, 3 * config.width)  # queries, keys, values
+    yield from _attention(config, pairs)
+    yield Product(rows, config.width, config.width)
+
+
+def cross_attention_products(config: TransformerConfig, rows: int, pairs: int) -> Iterator[Product]:
+    """Of one block, its text's keys and values left out; arguments as in `self_attention_products`."""
+    yield Product(rows, config.width, config.width)
+    yield from _attention(config, pairs)
+    yield Product(rows, config.width, config.width)
+
+
+def text_product(config: TransformerConfig, rows: int) -> Product:
+    """Keys and values of `rows` text tokens, of one block."""
+    return Product(rows, config.text_width, 2 * config.width, backward=1)
+
+
+def feed_forward_products(config: TransformerConfig, rows: int) -> Iterator[Product]:
+    """Of one block, for `rows` tokens of all images."""
+    hidden = round(config.width * config.mlp_ratio)
+    yield Product(rows, config.width, hidden)
+    yield Product(rows, hidden, config.width)
+
+
+def _attention(config: TransformerConfig, pairs: int) -> list[Product]:
+    """Scores, and their mixture of values; all heads together."""
+    return 2 * [Product(pairs, config.width, 1, has_weights=False)]

@@ -36,7 +36,7 @@ def _scale_table(side: int, frequencies: Tensor, norm: float) -> Tensor:
 
 
 def rotate(vectors: Tensor, table: Tensor) -> Tensor:
-    """Turn queries or keys (B, N, L, K) by the table (L, P); adjacent channels are a pair. Float32 out."""
+    """Turn queries or keys (B, N, L, K) by the table, (L, P) or (B, 1, L, P); adjacent channels pair. Float32 out."""
     # complex multiplication is one fused kernel; the same in real arithmetic is several times slower in eager mode
     pairs = torch.view_as_complex(vectors.float().unflatten(-1, (-1, 2)))
     return torch.view_as_real(pairs * table).flatten(-2)

@@ -25,7 +25,16 @@ class ScheduleTables:
     def __init__(self, config: TransformerConfig):
         self.config = config
         self._positions: dict[Key, Tensor] = {}
+        self._levels: dict[Key, Tensor] = {}
         self._flex_masks: dict[Key, FlexMask] = {}
+
+    def levels(self, schedule: ScaleSchedule, device: torch.device) -> Tensor:
+        """Row of the level embedding of each token, (L,), int64."""
+        key = (schedule, device)
+        if key not in self._levels:
+            with torch.inference_mode(False):
+                self._levels[key] = schedule.levels().to(device)
+        return self._levels[key]
 
     def rotation(self, schedule: ScaleSchedule, device: torch.device) -> Tensor | None:
         """Rotary table of all L tokens, (L, P) complex64; None with other positions."""
@@ -58,8 +67,8 @@ class ScheduleTables:
         if not (flex and device.type == "cuda" and self.config.head_width >= SMALLEST_HEAD):
             return schedule.block_causal_mask().to(device)[tokens][:, tokens]
         if isinstance(tokens, Tensor):
-            return FlexMask.of_levels(schedule.levels().to(device)[tokens])
+            return FlexMask.of_levels(self.levels(schedule, device)[tokens])
         key = (schedule, device)
         if key not in self._flex_masks:
-            self._flex_masks[key] = FlexMask.of_levels(schedule.levels().to(device)[tokens])
+            self._flex_masks[key] = FlexMask.of_levels(self.levels(schedule, device)[tokens])
         return self._flex_masks[key]

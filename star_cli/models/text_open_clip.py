@@ -17,13 +17,16 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from star_cli.errors import TextEncoderError
+from star_cli.models.blank import blank
 from star_cli.models.config import TextEncoderConfig
+from star_cli.models.libraries import import_alone
 from star_cli.models.text import TextEncoder, check_tower
 
 CONFIG_FILE = "open_clip_config.json"
@@ -86,7 +89,7 @@ def load_open_clip_text(
         positions=int(text_cfg.get("context_length", 77)),
         blocks=int(text_cfg.get("layers", 12)),
     )
-    with torch.device("meta"):
+    with blank():
         tower = _build_tower(model_cfg, name)
     _assign(tower, _text_tensors(weights), name, config.max_tokens)
     return OpenClipTextEncoder(config, tower, load_tokenizer(config.max_tokens), device)
@@ -94,9 +97,7 @@ def load_open_clip_text(
 
 def load_tokenizer(max_tokens: int) -> Any:
     """open_clip's byte-pair tokenizer; its vocabulary comes with the package."""
-    from open_clip import SimpleTokenizer
-
-    return SimpleTokenizer(context_length=max_tokens)
+    return _open_clip("tokenizer").SimpleTokenizer(context_length=max_tokens)
 
 
 def save_open_clip_text(
@@ -121,17 +122,21 @@ def save_open_clip_text(
 
 
 def _build_tower(model_cfg: Mapping[str, Any], name: str) -> nn.Module:
-    from open_clip.transformer import QuickGELU, TextTransformer
-
     text_cfg = {key: value for key, value in model_cfg["text_cfg"].items() if value is not None}
     if unknown := sorted(set(text_cfg) - set(_TEXT_FIELDS)):
         raise TextEncoderError(
             f"text encoder {name} is no plain CLIP tower: its text_cfg has {', '.join(unknown)}",
             f"known fields: {', '.join(_TEXT_FIELDS)}",
         )
-    activation = QuickGELU if model_cfg.get("quick_gelu") else nn.GELU
-    tower: nn.Module = TextTransformer(**text_cfg, output_dim=model_cfg["embed_dim"], act_layer=activation)
+    library = _open_clip("transformer")
+    activation = library.QuickGELU if model_cfg.get("quick_gelu") else nn.GELU
+    tower: nn.Module = library.TextTransformer(**text_cfg, output_dim=model_cfg["embed_dim"], act_layer=activation)
     return tower
+
+
+def _open_clip(module: str) -> ModuleType:
+    """A module of open_clip. The whole package imports timm, transformers and torchvision: seconds, and 200 MiB."""
+    return import_alone(f"open_clip.{module}", "open_clip", "torchvision", "torchvision.ops")
 
 
 def _read_folder(folder: Path) -> tuple[dict[str, Any], Path]:

@@ -147,7 +147,7 @@ class StarTransformer(nn.Module):
         self._check_schedule(schedule)
         added = torch.zeros((), device=self.start_position.device)
         if self.config.level_in_input:
-            levels = schedule.levels()[first:last].to(self.start_position.device)
+            levels = self._tables.levels(schedule, self.start_position.device)[first:last]
             added = added + self.level_embedding(levels)
         if self.config.position == "learned":
             added = added + self.position_embedding[0, first:last]
@@ -187,7 +187,7 @@ class StarTransformer(nn.Module):
             x: embedded tokens, (B, l, C).
             prompted: from `prompt` or `class_prompt`.
             schedule: all scales of the picture.
-            tokens: where these l tokens stand among all L.
+            tokens: where these l tokens stand among all L; (B, l) int64 where the rows differ, without a mask.
             mask: (l, l) in training; None in generation, where a scale sees the cache and itself.
             stores: one cache per block, or None.
             branches: as in `hidden_states`.
@@ -196,6 +196,8 @@ class StarTransformer(nn.Module):
         """
         table = self.rotation(schedule)
         rotation = None if table is None else table[tokens]
+        if rotation is not None and rotation.ndim == 3:  # a table for each row: (B, l, P), the same for every head
+            rotation = rotation[:, None]
         modulation_input = self._modulation_input(prompted, schedule, tokens)
         is_checkpointed = self._is_checkpointed and stores is None and torch.is_grad_enabled()
         for index, block in enumerate(self._blocks()):
@@ -214,7 +216,7 @@ class StarTransformer(nn.Module):
         if self.config.modulation == "none":
             return None
         if self.config.modulation == "level":
-            levels = schedule.levels().to(self.start_position.device)
+            levels = self._tables.levels(schedule, self.start_position.device)
             own, last = self.level_embedding(levels[tokens]), self.level_embedding(levels[-1])
             vector = self.level_pair(torch.cat([own, last.expand_as(own)], dim=-1))
         else:
@@ -309,7 +311,7 @@ class StarTransformer(nn.Module):
         if self.stable is None or prompted.stable_start is None:
             raise OptionError("these weights have no head for stable sampling")
         tokens = slice(schedule.offsets[scales.start], schedule.offsets[scales.stop])
-        levels = schedule.levels().to(hidden.device)[tokens]
+        levels = self._tables.levels(schedule, hidden.device)[tokens]
         table = self.rotation(schedule)
         # the text token does not turn, as the 1x1 map does not
         rotation = None if table is None else torch.cat([table[:1], table[tokens]])

@@ -6,15 +6,15 @@ and list. A batch that has other shapes in it writes its own `shard` and `to`.
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Callable, Iterator
 from dataclasses import fields, is_dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
+from star_cli.data.read_ahead import read_ahead
 from star_cli.errors import OptionError
 
 if TYPE_CHECKING:
@@ -60,43 +60,10 @@ def load_batches(
     """The rank's rows of the batches of steps first to last - 1, each with the rows of the whole batch.
 
     Raises:
-        StarError: as the source raises it.
+        Exception: as the source raises it.
         RuntimeError: from DataLoader, when a worker died.
     """
-    loader = DataLoader(
-        _Batches(source, last, rank, world),
-        batch_size=None,
-        sampler=range(first, last),
-        num_workers=workers,  # they draw the next batches while this process trains; torch gives each a single thread
-        worker_init_fn=_leave_signals_alone,
-        generator=torch.Generator(),  # else it takes its seed from the global one, and a resumed run would differ
-    )
-    for loaded in loader:
-        if isinstance(loaded, Exception):
-            raise loaded
-        yield loaded
-
-
-class _Batches(Dataset[Any]):
-    """A source as a map-style dataset of steps, for DataLoader's workers."""
-
-    def __init__(self, source: BatchSource, steps: int, rank: int, world: int):
-        self.source, self.steps, self.rank, self.world = source, steps, rank, world
-
-    def __len__(self) -> int:
-        return self.steps
-
-    def __getitem__(self, step: int) -> Any:
-        try:
-            return self.source.part(step, self.rank, self.world)
-        except Exception as error:  # raised on the other side: DataLoader would put a traceback into the message
-            return error
-
-
-def _leave_signals_alone(worker: int) -> None:
-    """The training process decides when to stop; a worker that died of Ctrl-C would take the step under way with it."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
+    yield from read_ahead(partial(source.part, rank=rank, world=world), range(first, last), workers)
 
 
 def _leaves(batch: Any) -> Iterator[Any]:

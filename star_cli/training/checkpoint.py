@@ -40,6 +40,16 @@ def list_checkpoints(folder: Path) -> list[Path]:
     return sorted(named, key=step_of, reverse=True) + old
 
 
+def refuse_a_run(folder: Path) -> None:
+    """For a run that must not go on with another.
+
+    Raises:
+        TrainingError: the folder holds checkpoints.
+    """
+    if there := list_checkpoints(folder):
+        raise TrainingError(f"{folder} holds a run already ({there[0].name})", "use another --run folder, or delete it")
+
+
 def step_of(path: Path) -> int:
     """Steps that were done when this checkpoint was written; -1 where the name does not tell."""
     match = _NAME.fullmatch(path.name)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import random
+from typing import Any
 
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from star_cli.data.order import RowOrder
 from star_cli.data.reader import read_rows
-from star_cli.data.source import CaptionedImages, Crop
+from star_cli.data.source import GENERATED, CaptionedImages, Crop, count_in_words
 from star_cli.models.text_open_clip import load_tokenizer
 from star_cli.training.clip import ClipBatch, ClipStageConfig, build_clip, clip_batch, clip_loss
 from star_cli.training.loop import BatchSource, Stage
@@ -21,6 +22,10 @@ class ShapeFamilies(BatchSource):
 
     def __init__(self, config: ClipStageConfig, seed: int):
         self.config, self.seed = config, seed
+
+    def settings(self) -> dict[str, Any]:
+        """The scenes have no end, so there is no number of pictures."""
+        return {"seed": self.seed, "pictures": GENERATED}
 
     def batch(self, step: int) -> ClipBatch:
         """The batch of one step."""
@@ -41,6 +46,10 @@ class PicturePairs(BatchSource):
         self.pictures, self.config, self.seed = pictures, config, seed
         self.crop: Crop = crop
         self.order = RowOrder(len(pictures), seed)
+
+    def settings(self) -> dict[str, Any]:
+        """Seed, crop, and how many pictures there are."""
+        return {"seed": self.seed, "crop": self.crop, "pictures": count_in_words(self.pictures)}
 
     def batch(self, step: int) -> ClipBatch:
         """The batch of one step."""

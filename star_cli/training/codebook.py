@@ -76,8 +76,6 @@ class CodebookAverage(nn.Module):
     counts: Tensor
     sums: Tensor
     dead_below: Tensor
-    shortest: Tensor
-    """Residuals shorter than this get no code by revival; 0: all may."""
 
     def __init__(self, codes: int, width: int, config: VQVAEStageConfig):
         super().__init__()
@@ -85,7 +83,6 @@ class CodebookAverage(nn.Module):
         self.register_buffer("counts", torch.zeros(codes))
         self.register_buffer("sums", torch.zeros(codes, width))
         self.register_buffer("dead_below", torch.zeros(()))
-        self.register_buffer("shortest", torch.zeros(()), persistent=False)  # told anew before each step
         self._noted: tuple[Tensor, Tensor] | None = None
         self._residuals: Sequence[Tensor] = ()
         self._has_started = False
@@ -148,7 +145,6 @@ class CodebookAverage(nn.Module):
         if not dead.any():
             return dead, self.sums[:0]
         residuals = torch.cat([gather_rows(each).flatten(0, 1) for each in self._residuals])
-        residuals = longer(residuals, self.shortest)
         picked = torch.randint(len(residuals), (int(dead.sum()),)).to(residuals.device)
         places = residuals[of_first_rank(picked)]
         self.counts[dead] = chosen / len(self.counts) * 0.1
@@ -192,26 +188,17 @@ class CodebookUsage(nn.Module):
         return figures | {f"used side {side}": shares[self.rows[side]] for side in schedule.sides}
 
 
-def longer(vectors: Tensor, shortest: Tensor) -> Tensor:
-    """Those at least so long, (n, Z) -> (m, Z); all of them where none is."""
-    long = vectors[vectors.norm(dim=1) >= shortest]
-    return long if len(long) else vectors
-
-
-def first_codes(vectors: Tensor, config: VQVAEStageConfig, count: int, shortest: Tensor | None = None) -> Tensor:
+def first_codes(vectors: Tensor, config: VQVAEStageConfig, count: int) -> Tensor:
     """The first codebook, the same in all processes: (n, Z) -> (V, Z).
 
     Args:
         vectors: residuals of a few batches.
         config: says by which rule.
         count: V.
-        shortest: only residuals at least so long get codes, and one code is zero, for all the others; None: all do.
     """
     generator = torch.Generator().manual_seed(0)
     if config.codebook_start == "uniform":
         codes = uniform_codes(count, vectors.shape[1], generator).to(vectors.device)
-    elif shortest is None:
-        codes = k_means(vectors, count, generator)
     else:
-        codes = F.pad(k_means(longer(vectors, shortest), count - 1, generator), (0, 0, 1, 0))
+        codes = k_means(vectors, count, generator)
     return of_first_rank(codes) if world() > 1 else codes

@@ -54,6 +54,7 @@ def export_model(made: Made, out: Path, recipe_name: str) -> ModelFolder:
         model_card=_model_card(recipe, made.transformer, recipe_name),
         dtype=getattr(torch, recipe.store),
         default_resolution=recipe.default_resolution,
+        words=made.words,
     )
 
 

@@ -17,12 +17,13 @@ import torch
 from torch import Tensor, nn
 
 from star_cli.errors import TrainingError
+from star_cli.memory import is_out_of_memory
 from star_cli.training import lora
 from star_cli.training.batches import count_rows, load_batches, shard, to_device
 from star_cli.training.checkpoint import OnNote, list_checkpoints, read_step, remove_unfinished
 from star_cli.training.config import LoopConfig
 from star_cli.training.distributed import gradients_later, is_sharded, put_together, same_everywhere, whole
-from star_cli.training.memory import explain_out_of_memory, is_out_of_memory
+from star_cli.training.memory import explain_out_of_memory, memory_in_words
 from star_cli.training.optimizers import learning_rate_at, opponent_parameters, set_rates
 from star_cli.training.run_state import RunState, random_state, set_random_state
 from star_cli.training.signals import StopRequest, stop_on_signal
@@ -80,12 +81,10 @@ class TrainingRun(RunState):
         self.finish()
 
     def _steps(self, on_progress: OnProgress | None, trackers: Sequence[Tracker], stop: StopRequest) -> None:
-        config, processes = self.config, self.processes
-        rank, world = (processes.rank, processes.world) if self.stage.shards else (0, 1)
-        meter, since_log = Meter(processes.device, config.precision), Means()
+        config = self.config
+        meter, since_log = Meter(self.processes.device, config.precision), Means()
         seconds_before = self.seconds
-        for batch, rows in load_batches(self.stage.source, self.step, config.steps, config.workers, rank, world):
-            batch = to_device(batch, processes.device)
+        for batch, rows in self._batches():
             with meter.working():
                 metrics = self._guarded_step(batch, rows, stop)
             self.step += 1
@@ -107,6 +106,15 @@ class TrainingRun(RunState):
                 self.save()
             if stop:
                 return
+
+    def _batches(self) -> Iterator[tuple[Any, int]]:
+        """This process's rows of all batches to come, on the device, each with the rows of the whole batch."""
+        config, processes = self.config, self.processes
+        rank, world = (processes.rank, processes.world) if self.stage.shards else (0, 1)
+        way_out = "lower batch_size, or set loop.workers = 0: no process then makes batches ahead"
+        with memory_in_words("batches were made", way_out):
+            for batch, rows in load_batches(self.stage.source, self.step, config.steps, config.workers, rank, world):
+                yield to_device(batch, processes.device), rows
 
     def _guarded_step(self, batch: Any, rows: int, stop: StopRequest) -> dict[str, float]:
         """A step; running out of memory is put into words once the step's own memory is free."""
@@ -235,18 +243,21 @@ class TrainingRun(RunState):
         Afterwards all is as it was, random numbers too.
         """
         rng = random_state()
-        if is_sharded(self.engine):
-            self._take_weights()
-            if self.processes.is_main:
-                self.stage.to_device(self.processes.device)
-            yield self.stage.eval() if self.processes.is_main else None
-            self.stage.to("cpu")
-        elif self.processes.is_main:
-            with self.average.in_place():
-                yield self.model.eval()
-            self.model.train()
-        else:
-            yield None
+        with memory_in_words(
+            "a preview was drawn or the stage was judged", "set loop.preview_every = 0 and loop.evaluate_every = 0"
+        ):
+            if is_sharded(self.engine):
+                self._take_weights()
+                if self.processes.is_main:
+                    self.stage.to_device(self.processes.device)
+                yield self.stage.eval() if self.processes.is_main else None
+                self.stage.to("cpu")
+            elif self.processes.is_main:
+                with self.average.in_place():
+                    yield self.model.eval()
+                self.model.train()
+            else:
+                yield None
         set_random_state(rng)
 
     def finish(self) -> None:
@@ -295,6 +306,7 @@ def train_stage(
     *,
     resume: str | Path = "auto",
     on_note: OnNote | None = None,
+    on_begin: Callable[[], None] | None = None,
 ) -> float:
     """Train a stage, or take it from its finished checkpoint; gives the seconds it took in all sessions together.
 
@@ -305,9 +317,12 @@ def train_stage(
         on_progress: called after each step, in the first of several processes.
         resume: "auto", "never", or where the checkpoint is, see `RunState.resume`.
         on_note: told what the user should know though the work goes on: settings that changed, a damaged checkpoint.
+        on_begin: called once it is known that the run goes on with what is in the folder, before the first step.
     """
     run = TrainingRun(stage, config, folder, on_note)
     run.resume(resume)
+    if on_begin is not None:
+        on_begin()
     if run.step < config.steps:
         run.train(on_progress)
     else:

@@ -13,25 +13,30 @@ import torch
 from star_cli.checkpoints.folder import TEXT_FOLDER, ModelFolder
 from star_cli.checkpoints.known import find_model
 from star_cli.data.cache import open_cache
+from star_cli.data.cache_build import build_cache
+from star_cli.data.cache_plan import CacheOptions
 from star_cli.data.open import SHAPES, open_source
-from star_cli.data.source import CaptionedImages
+from star_cli.data.part import Part
+from star_cli.data.source import CaptionedImages, ShapeScenes
 from star_cli.data.tokens import scene_tokens
 from star_cli.errors import OptionError, TrainingError
 from star_cli.models.config import TextEncoderConfig, TransformerConfig
+from star_cli.models.schedule import ScaleSchedule
 from star_cli.models.text import TextEncoder, load_text_encoder
 from star_cli.models.transformer import StarTransformer
 from star_cli.models.upscale import copy_levels, move_to_schedule
 from star_cli.models.vqvae import MultiScaleVQVAE
-from star_cli.training.checkpoint import OnNote
+from star_cli.training.checkpoint import OnNote, refuse_a_run
 from star_cli.training.clip import save_text_encoder
 from star_cli.training.clip_stage import ClipStage
 from star_cli.training.config import LoopConfig, read_toml
 from star_cli.training.distributed import is_main, join, main_first
+from star_cli.training.initialise import take_over
 from star_cli.training.loop import OnProgress, Stage, is_finished, train_stage
 from star_cli.training.recipe import STAGES, Recipe, StableRecipe, StarRecipe
 from star_cli.training.stable import StableStage, add_stable_head
 from star_cli.training.star import StarStage
-from star_cli.training.star_batches import StarSource, TokenSource
+from star_cli.training.star_batches import StarSource, TokenSource, scenes_in_use
 from star_cli.training.star_sources import CachedBatches, PixelBatches
 from star_cli.training.vqvae import VQVAEStage
 
@@ -70,6 +75,8 @@ class Made:
     text_config: TextEncoderConfig | None
     seconds: dict[str, float]
     """Training time of each stage."""
+    words: frozenset[str] | None
+    """All words of its captions; None: not counted."""
 
 
 class Maker:
@@ -81,7 +88,8 @@ class Maker:
         on_progress: called after each training step.
         on_cache: called while the token caches are made.
         on_note: told what the user should know though the work goes on.
-        resume: "auto" goes on with a run that is there, "never" refuses to.
+        resume: whether a stage that is asked for goes on with a run that is there ("auto"), or refuses to ("never").
+            Earlier stages that are finished serve as they are either way.
     """
 
     def __init__(
@@ -96,18 +104,19 @@ class Maker:
         self.recipe, self.run = recipe, run
         self.on_progress, self.on_cache, self.on_note = on_progress, on_cache, on_note
         self.resume: Resume = resume
+        self._asked: str | None = None
         self.seconds: dict[str, float] = {}
 
     def train(self, stage: str) -> None:
         """Train one stage.
 
         Raises:
-            TrainingError: a stage that it needs is not finished in this run.
+            TrainingError: a stage that it needs is not finished in this run, or its own was begun and may not go on.
         """
         join(self.recipe.loop(stage))
-        if is_main():
-            self.run.mkdir(parents=True, exist_ok=True)
-            (self.run / RECIPE_FILE).write_text(self.recipe.to_toml(), encoding="utf-8")
+        self._asked = stage
+        if self.resume == "never":  # before any work
+            refuse_a_run(self.run / stage)
         for earlier in self._needed_by(stage):
             if not self._is_finished(earlier):
                 raise TrainingError(
@@ -121,7 +130,7 @@ class Maker:
         finished = [stage for stage in self.recipe.stages if stage in TRANSFORMERS and self._is_finished(stage)]
         transformer = self._transformer(finished[-1]) if finished else self._base_transformer
         _, folder, config = self._text
-        return Made(self.recipe, transformer, self._vqvae, folder, config, self.seconds)
+        return Made(self.recipe, transformer, self._vqvae, folder, config, self.seconds, self._words)
 
     def _needed_by(self, stage: str) -> tuple[str, ...]:
         before = self.recipe.stages[: self.recipe.stages.index(stage)]
@@ -167,6 +176,8 @@ class Maker:
         torch.manual_seed(recipe.seed)
         part = recipe.vqvae
         stage = VQVAEStage(part.model, part.stage, dict(recipe.schedules), part.loop.steps, recipe.seed, self._pictures)
+        if part.start_from and not self._is_finished("vqvae"):
+            take_over(stage.vqvae, find_model(part.start_from).load_vqvae(dtype=torch.float32))
         self._learn(stage, part.loop)
         return stage.vqvae
 
@@ -260,35 +271,69 @@ class Maker:
         """Batches from a token cache that was made before, from one of generated scenes made here, or from pixels."""
         recipe, data = self.recipe, self.recipe.data
         schedules, drop, seed = dict(recipe.schedules), part.stage.drop_text, recipe.seed
-        needed = sorted({portion.resolution for portion in part.portions})
-        if data.cache:
-            wanted = {resolution: schedules[resolution] for resolution in needed}
+        wanted = {resolution: schedules[resolution] for resolution in {each.resolution for each in part.portions}}
+        own = part.source if isinstance(part, StarRecipe) else ""
+        pictures = self._open(own) if own else self._pictures
+        if data.cache and not own:
             cache = open_cache(
-                data.cache,
-                vqvae=self._vqvae,
-                text_encoder=self._text[0],
-                schedules=wanted,
-                source=self._pictures,
+                data.cache, vqvae=self._vqvae, text_encoder=self._text[0], schedules=wanted, source=pictures
             )
             return CachedBatches(cache, schedules, part.portions, drop, seed)
-        if self._pictures is not None:
-            return PixelBatches(self._pictures, schedules, part.portions, drop, seed, data.crop)
+        if pictures is not None:
+            if pictures.is_generated and part.stage.scenes and not self._is_finished(name):
+                return self._cached_scenes(pictures, part, name, wanted)
+            return PixelBatches(pictures, schedules, part.portions, drop, seed, data.crop)
+        needed = () if self._is_finished(name) else sorted(wanted)
         tokens = {}
-        for resolution in needed if not self._is_finished(name) else ():
+        scenes = scenes_in_use(part.portions, part.loop.steps, part.stage.scenes)
+        for resolution in needed:
             on_part = None if self.on_cache is None else partial(self.on_cache, f"tokens at {resolution} px")
             with main_first():
                 tokens[resolution] = scene_tokens(
-                    self._vqvae, schedules[resolution], resolution, 0, part.stage.scenes, self.run / "tokens", on_part
+                    self._vqvae, schedules[resolution], resolution, 0, scenes[resolution], self.run / "tokens", on_part
                 )
         return TokenSource(tokens, schedules, part.portions, drop, seed)
+
+    def _cached_scenes(
+        self, scenes: CaptionedImages, part: StarRecipe | StableRecipe, name: str, wanted: dict[int, ScaleSchedule]
+    ) -> StarSource:
+        """The first scenes of an endless source, their tokens made once in the run's folder."""
+        first = Part(scenes, range(min(part.stage.scenes, len(scenes))))
+        options = CacheOptions(features="none", workers=part.loop.workers)
+        with main_first():
+            cache = build_cache(first, self.run / f"tokens-{name}", self._vqvae, None, wanted, options, self.on_cache)
+        drop, seed = part.stage.drop_text, self.recipe.seed
+        return CachedBatches(cache, self.recipe.schedules, part.portions, drop, seed, captions=first, tells_tokens=True)
+
+    @property
+    def _words(self) -> frozenset[str] | None:
+        """What the text encoder, or the base model's, has read in captions."""
+        if self.recipe.clip is None:
+            return self._base.words
+        return (self._pictures or ShapeScenes(1)).words
 
     @cached_property
     def _pictures(self) -> CaptionedImages | None:
         """What to learn from; None for the built-in scenes, which every stage knows more about than a caption says."""
-        source = self.recipe.data.source
+        return self._open(self.recipe.data.source)
+
+    def _open(self, source: str) -> CaptionedImages | None:
         return None if source == SHAPES else open_source(source, spool_folder=self.run / "shards")
 
     def _learn(self, stage: Stage, loop: LoopConfig) -> None:
+        is_asked = stage.name == self._asked
         self.seconds[stage.name] = train_stage(
-            stage, loop, self.run / stage.name, self.on_progress, resume=self.resume, on_note=self.on_note
+            stage,
+            loop,
+            self.run / stage.name,
+            self.on_progress,
+            resume=self.resume if is_asked else "auto",
+            on_note=self.on_note,
+            on_begin=self._write_recipe if is_asked else None,
         )
+
+    def _write_recipe(self) -> None:
+        """Not before the stage may go on: a recipe that is refused must not stand for what was trained."""
+        if is_main():
+            self.run.mkdir(parents=True, exist_ok=True)
+            (self.run / RECIPE_FILE).write_text(self.recipe.to_toml(), encoding="utf-8")

@@ -2,25 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from star_cli.errors import OptionError, TrainingError
+from star_cli.memory import is_out_of_memory
 from star_cli.training.batches import count_rows, shard
 from star_cli.training.config import LoopConfig
 from star_cli.training.stage import Stage
 
-_CPU_WORDS = ("can't allocate memory", "not enough memory")
 
+@contextmanager
+def memory_in_words(doing: str, hint: str) -> Iterator[None]:
+    """Say what was done when memory ran out, and what to change.
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether a GPU's or the CPU's allocator gave up."""
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
-        return True
-    return isinstance(error, RuntimeError) and any(words in str(error) for words in _CPU_WORDS)
+    Raises:
+        TrainingError: there was not enough of it.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError, OSError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise TrainingError(f"out of memory while {doing}", hint) from error
 
 
 def state_bytes(stage: Stage, config: LoopConfig, optimizers: Sequence[torch.optim.Optimizer]) -> dict[str, int]:
@@ -91,13 +99,17 @@ def explain_out_of_memory(
     needs = {name: size // shares for name, size in state_bytes(stage, config, optimizers).items()}
     # a spread model could only be asked by all of its processes at once
     activations = activation_bytes(stage, batch, step, config) if shares == 1 else None
-    rows = -(-count_rows(batch) // config.accumulate)
+    whole = count_rows(batch)
+    rows = -(-whole // config.accumulate)
     if activations is not None:
         needs[f"activations of {rows} rows"] = activations // config.accumulate
     told = ", ".join(f"{name} {size_in_words(size)}" for name, size in needs.items() if size)
     total = size_in_words(sum(needs.values()))
+    if activations is None and shares == 1:
+        told += ", and activations, of which not even one row's fit"
     return TrainingError(
-        f"out of memory on {device} in step {step + 1}: it needs about {total} ({told})", _advice(config, device)
+        f"out of memory on {device} in step {step + 1}: it needs about {total} ({told})",
+        _advice(stage, config, whole, device),
     )
 
 
@@ -106,10 +118,14 @@ def size_in_words(size: int) -> str:
     return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
 
 
-def _advice(config: LoopConfig, device: torch.device) -> str:
-    ways = [f"raise loop.accumulate (now {config.accumulate})", "lower batch_size"]
-    if not config.checkpointing:
-        ways.insert(0, "set loop.checkpointing = true")
+def _advice(stage: Stage, config: LoopConfig, rows: int, device: torch.device) -> str:
+    """Only what this stage can do: not all can compute activations again, or take a batch in parts."""
+    ways = []
+    if stage.can_checkpoint and not config.checkpointing:
+        ways.append("set loop.checkpointing = true")
+    if stage.shards and rows > config.accumulate:
+        ways.append(f"raise loop.accumulate (now {config.accumulate})")
+    ways.append("lower batch_size" if rows > 1 else "train at a lower resolution")
     if config.precision == "float32":
         ways.append('set loop.precision = "bfloat16"')
     if config.ema_decay:

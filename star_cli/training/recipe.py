@@ -59,6 +59,9 @@ class VQVAERecipe(Config):
     model: VQVAEConfig
     stage: VQVAEStageConfig
     loop: LoopConfig
+    start_from: str = ""
+    """Model (name or folder) whose encoder and decoder give the first weights, wherever names and shapes agree; "":
+    none, from nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +71,8 @@ class StarRecipe(Config):
     stage: StarStageConfig
     loop: LoopConfig
     portions: tuple[Portion, ...]
+    source: str = ""
+    """What this stage learns from, when it is not `data.source`: easier scenes first, or pictures of its own."""
     levels_from: int = 0
     """Resolution whose level rows the new resolutions of a finetune begin from; 0: the smallest that is trained."""
     levels_by: LevelRule = "nearest_side"
@@ -326,8 +331,9 @@ def _clip(values: Mapping[str, Any] | None) -> ClipRecipe | None:
 def _vqvae(values: Mapping[str, Any] | None) -> VQVAERecipe | None:
     if values is None:
         return None
-    _refuse_unknown("vqvae", values, "model", "stage", "loop")
+    _refuse_unknown("vqvae", values, "model", "stage", "loop", "start_from")
     return VQVAERecipe(
+        start_from=values.get("start_from", ""),
         model=VQVAEConfig.from_dict(values["model"]),
         stage=VQVAEStageConfig.from_dict(values.get("stage", {})),
         loop=LoopConfig.from_dict(values["loop"]),
@@ -337,9 +343,10 @@ def _vqvae(values: Mapping[str, Any] | None) -> VQVAERecipe | None:
 def _star(values: Mapping[str, Any] | None, name: str) -> StarRecipe | None:
     if values is None:
         return None
-    _refuse_unknown(name, values, "stage", "loop", "portions", "levels_from", "levels_by")
+    plain = ("source", "levels_from", "levels_by")
+    _refuse_unknown(name, values, "stage", "loop", "portions", *plain)
     return StarRecipe(
-        **{key: values[key] for key in ("levels_from", "levels_by") if key in values},
+        **{key: values[key] for key in plain if key in values},
         stage=StarStageConfig.from_dict(values["stage"]),
         loop=LoopConfig.from_dict(values["loop"]),
         portions=tuple(Portion.from_dict(portion) for portion in values["portions"]),

@@ -13,10 +13,10 @@ from star_cli.training import lora, settings
 from star_cli.training.average import MovingAverage
 from star_cli.training.checkpoint import (
     OnNote,
-    list_checkpoints,
     load_checkpoint,
     load_newest,
     prune,
+    refuse_a_run,
     save_checkpoint,
     saving,
 )
@@ -43,8 +43,9 @@ class RunState:
         self.note: OnNote = on_note if on_note and self.processes.is_main else lambda text: None
         if config.lora_rank:
             lora.add_adapters(stage, config.lora_rank, config.lora_alpha)
-        if not stage.set_checkpointing(config.checkpointing) and config.checkpointing:
+        if config.checkpointing and not stage.can_checkpoint:
             raise OptionError(f"stage {stage.name} keeps all activations", "set loop.checkpointing = false")
+        stage.set_checkpointing(config.checkpointing)
         if config.accumulate > 1 and not stage.shards:
             raise OptionError(f"stage {stage.name} needs its batches whole", "set loop.accumulate = 1")
         self.engine = wrap(stage, config, self.processes)
@@ -169,10 +170,7 @@ class RunState:
         if where == "auto":
             return load_newest(self.folder, layout, self.note)
         if where == "never":
-            if there := list_checkpoints(self.folder):
-                raise TrainingError(
-                    f"{self.folder} holds a run already ({there[0].name})", "use another --run folder, or delete it"
-                )
+            refuse_a_run(self.folder)
             return None
         path = Path(where)
         if not path.exists():

@@ -31,6 +31,10 @@ class BatchSource(ABC):
         batch = self.batch(step)
         return shard(batch, rank, world), count_rows(batch)
 
+    def settings(self) -> dict[str, Any]:
+        """Plain data that decides its batches, and that a resumed run must share."""
+        return {}
+
 
 class Stage(nn.Module, ABC):
     """What is trained, on what, by which loss. Its parameters and buffers are what a checkpoint holds."""
@@ -88,12 +92,16 @@ class Stage(nn.Module, ABC):
             if isinstance(part, nn.Module):
                 part.to(device)
 
-    def set_checkpointing(self, on: bool) -> bool:
-        """Compute activations again in the backward pass, or keep them; False where no part of the stage can."""
-        able = [module for module in self.children() if hasattr(module, "set_checkpointing")]
-        for module in able:
-            module.set_checkpointing(on)  # type: ignore[operator]  # a Module's attributes are Any
-        return bool(able)
+    @property
+    def can_checkpoint(self) -> bool:
+        """Whether a part of the stage can compute its activations again in the backward pass."""
+        return any(hasattr(module, "set_checkpointing") for module in self.children())
+
+    def set_checkpointing(self, on: bool) -> None:
+        """Compute activations again in the backward pass, or keep them."""
+        for module in self.children():
+            if hasattr(module, "set_checkpointing"):
+                module.set_checkpointing(on)  # type: ignore[operator]  # a Module's attributes are Any
 
     def units(self) -> list[nn.Module]:
         """Modules of which only one need be whole at a time (FSDP), and which are compiled one by one."""
@@ -116,4 +124,5 @@ class Stage(nn.Module, ABC):
     def settings(self) -> dict[str, Any]:
         """Plain data that a resumed run must share with the one it goes on with."""
         config = getattr(self, "config", None)
-        return {"stage": config.to_dict()} if isinstance(config, Config) else {}
+        own = {"stage": config.to_dict()} if isinstance(config, Config) else {}
+        return {**own, "data": self.source.settings()}

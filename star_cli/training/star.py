@@ -42,7 +42,9 @@ class StarStageConfig(Config):
     """What stage 2 learns from and by."""
 
     scenes: int
-    """Scenes in the token cache, at each resolution; captions are written anew each time."""
+    """Generated scenes in the token cache that the stage makes, at each resolution, or fewer built-in ones where the
+    steps draw fewer; captions are written anew each time. Other pictures are encoded as they are used, unless
+    `data.cache` says where their tokens are."""
     drop_text: float = 0.1
     """Share of captions replaced by the empty prompt, for guidance (STAR)."""
     scale_weight: ScaleWeight = "side"

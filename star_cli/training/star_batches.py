@@ -12,11 +12,14 @@ import random
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from math import ceil
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from star_cli.data import shapes
+from star_cli.data.source import GENERATED
 from star_cli.errors import OptionError
 from star_cli.models.condition import TextCondition
 from star_cli.models.config import Config
@@ -40,6 +43,25 @@ class Portion(Config):
     def __post_init__(self) -> None:
         if self.batch_size < 1 or self.share <= 0 or self.scales < 0:
             raise OptionError("a portion needs batch_size of at least 1, a positive share, and scales of at least 0")
+
+
+def scenes_in_use(portions: Sequence[Portion], steps: int, most: int) -> dict[int, int]:
+    """Scenes that a run of so many steps wants tokens of, at each resolution: a short one does not wait for all.
+
+    Args:
+        portions: of its batches.
+        steps: of the whole run.
+        most: as many as a long run learns from.
+    Returns:
+        As many as the run's batches hold on average, but a batch at least; never more than `most`.
+    """
+    wanted = {}
+    for resolution in sorted({portion.resolution for portion in portions}):
+        own = [portion for portion in portions if portion.resolution == resolution]
+        share = sum(portion.share for portion in portions)
+        drawn = steps * sum(portion.share * portion.batch_size for portion in own) / share
+        wanted[resolution] = min(most, max(ceil(drawn), *(portion.batch_size for portion in own)))
+    return wanted
 
 
 @dataclass(frozen=True)
@@ -98,10 +120,16 @@ class StarSource(BatchSource):
     """Where the batches of stage 2 come from."""
 
     portions: Sequence[Portion]
+    seed: int
 
     @abstractmethod
     def batch(self, step: int) -> StarBatch:
         """The batch of one step."""
+
+    def settings(self) -> dict[str, Any]:
+        """Seed, and what kinds of batches there are."""
+        portions = {str(number): portion.to_dict() for number, portion in enumerate(self.portions)}
+        return {"seed": self.seed, "portions": {"count": len(portions), **portions}}
 
     def known_tokens(self) -> list[Tensor]:
         """Tokens that are at hand before training, each (n, L): they tell which codes come at all. None: not known."""
@@ -138,6 +166,10 @@ class TokenSource(StarSource):
         tokens = self.cache[portion.resolution][rows, : schedule.offsets[scales]].long()
         captions = [self._caption(row, rng) for row in rows]
         return StarBatch(portion.resolution, scales, tokens, captions)
+
+    def settings(self) -> dict[str, Any]:
+        """The scenes have no end, so there is no number of pictures."""
+        return {**super().settings(), "pictures": GENERATED}
 
     def known_tokens(self) -> list[Tensor]:
         """The whole cache."""

@@ -10,20 +10,20 @@ import random
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from star_cli.data.cache import TokenCache
 from star_cli.data.order import RowOrder
-from star_cli.data.source import CaptionedImages, Crop
-from star_cli.errors import BadImageError, DataError, OptionError
+from star_cli.data.reader import first_readable
+from star_cli.data.source import GENERATED, CaptionedImages, Crop, count_in_words
+from star_cli.errors import DataError, OptionError
 from star_cli.models.schedule import ScaleSchedule
 from star_cli.training.batch_order import PortionOrder
 from star_cli.training.star_batches import Portion, StarBatch, StarSource
 
-UNREADABLE_IN_A_ROW = 1000
-"""After so many pictures that cannot be read, one after another, the source is taken to be gone."""
 _NEXT_ORDER = 2**32  # between the seeds of two portions' orders: further apart than anybody's seeds
 
 
@@ -55,6 +55,15 @@ class _OrderedBatches(StarSource):
         self.schedules, self.portions, self.drop_text, self.seed = dict(schedules), tuple(portions), drop_text, seed
         self._portion_order = PortionOrder([portion.share for portion in portions], f"{seed}")
         self._orders = [RowOrder(pictures, seed + number * _NEXT_ORDER) for number in range(len(portions))]
+
+    @property
+    @abstractmethod
+    def pictures(self) -> int | str:
+        """As `count_in_words` tells of them."""
+
+    def settings(self) -> dict[str, Any]:
+        """From the cache and from pixels the same: one may go on with a run of the other."""
+        return {**super().settings(), "pictures": self.pictures}
 
     def batch(self, step: int) -> StarBatch:
         """The batch of one step."""
@@ -100,6 +109,7 @@ class CachedBatches(_OrderedBatches):
         seed: decides all that is random.
         captions: where captions are written anew each time, as the generated scenes can; the cached ones when None.
         use_features: hand the cached features over; when they are there, if None.
+        tells_tokens: let the stage look at all tokens before it begins, see `StarSource.known_tokens`.
     Raises:
         DataError: the cache has not what is asked for.
         OptionError: no portion, or one that fits no schedule.
@@ -114,6 +124,7 @@ class CachedBatches(_OrderedBatches):
         seed: int,
         captions: CaptionedImages | None = None,
         use_features: bool | None = None,
+        tells_tokens: bool = False,
     ):
         super().__init__(len(cache), schedules, portions, drop_text, seed)
         for resolution in {portion.resolution for portion in portions}:
@@ -127,8 +138,20 @@ class CachedBatches(_OrderedBatches):
             raise DataError(f"the token cache {cache.folder} was made of other pictures: {cache.fingerprint}")
         if use_features and captions is not None:
             raise OptionError("captions that are written anew have no features in a cache")
-        self.cache, self.fresh = cache, captions
+        self.cache, self.fresh, self.tells_tokens = cache, captions, tells_tokens
         self.use_features = cache.has_features and captions is None if use_features is None else use_features
+
+    @property
+    def pictures(self) -> int | str:
+        """Those in the cache, unless their captions are written anew."""
+        return len(self.cache) if self.fresh is None else GENERATED
+
+    def known_tokens(self) -> list[Tensor]:
+        """The whole cache, if that is wanted."""
+        if not self.tells_tokens:
+            return []
+        resolutions = sorted({portion.resolution for portion in self.portions})
+        return [self.cache.tokens(resolution, range(len(self.cache))) for resolution in resolutions]
 
     def _make(self, step: int, portion: Portion, scales: int, rows: Sequence[tuple[int, int]]) -> StarBatch:
         indices, skipped = [], []
@@ -187,6 +210,11 @@ class PixelBatches(_OrderedBatches):
         self.source: CaptionedImages = source
         self.crop: Crop = crop
 
+    @property
+    def pictures(self) -> int | str:
+        """Those of the source."""
+        return count_in_words(self.source)
+
     def _make(self, step: int, portion: Portion, scales: int, rows: Sequence[tuple[int, int]]) -> StarBatch:
         skipped: list[str] = []
         found = [self._picture(step, row, wanted, portion.resolution, skipped) for row, wanted in rows]
@@ -195,17 +223,14 @@ class PixelBatches(_OrderedBatches):
 
     def _picture(self, step: int, row: int, wanted: int, resolution: int, skipped: list[str]) -> tuple[Tensor, str]:
         """The first readable picture from `wanted` on, as a token cache has it, and a caption."""
-        reason = ""
-        for further in range(min(len(self.source), UNREADABLE_IN_A_ROW)):
-            index = (wanted + further) % len(self.source)
-            words, crop = self._words_rng(step, row), random.Random(f"crop {self.seed} {step} {row}")
-            try:
-                # a dropped caption is read, too: where it cannot be, the cache has no tokens of the picture either
-                caption = self.source.caption(index, words or random.Random(0))
-                return self.source.pixels(index, resolution, self.crop, crop), caption if words else ""
-            except BadImageError as error:
-                skipped.append(self.source.name(index))
-                reason = str(error)
-        raise DataError(
-            f"{len(skipped):,} pictures in a row cannot be read; the last: {reason}", "see `star data check`"
-        )
+        count = len(self.source)
+        words = self._words_rng(step, row)
+
+        def read(index: int) -> tuple[Tensor, str]:
+            # a dropped caption is read, too: where it cannot be, the cache has no tokens of the picture either
+            caption = self.source.caption(index, self._words_rng(step, row) or random.Random(0))
+            crop = random.Random(f"crop {self.seed} {step} {row}")
+            return self.source.pixels(index, resolution, self.crop, crop), caption if words else ""
+
+        onwards = ((wanted + further) % count for further in range(count))
+        return first_readable(onwards, read, lambda index, _: skipped.append(self.source.name(index)))[1]

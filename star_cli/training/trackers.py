@@ -151,4 +151,5 @@ def _step_of(line: str) -> float:
 
 
 def _missing(library: str) -> OptionError:
-    return OptionError(f"{library} is not installed", "pip install 'star-cli[train]', or leave it out of loop.track")
+    extra = "wandb" if library == "wandb" else "train"
+    return OptionError(f"{library} is not installed", f"pip install 'star-cli[{extra}]', or leave it out of loop.track")

@@ -164,8 +164,6 @@ class VQVAEStage(Stage):
         if self.training:
             self.usage.note(schedule, given.tokens, step)
         if self.training and moving:
-            if config.zero_code:
-                self.average.shortest = self._short(latent)
             self.average.note(given.residuals, given.tokens)
         figures = {"quantising error": given.error, **self.usage.figures(schedule, step)}
         return given.latent, given.loss, figures
@@ -200,9 +198,9 @@ class VQVAEStage(Stage):
             quieten(self.vqvae.quantizer, self._short(latent))
             self._quiet_since = step
 
-    def _short(self, *latents: Tensor) -> Tensor:
-        """Length below which residuals and codes count as short, by the latents of all processes: ()."""
-        squares = torch.cat([each.detach().square().sum(1).flatten() for each in latents]).mean()
+    def _short(self, latent: Tensor) -> Tensor:
+        """Length below which codes count as short, by the latents of all processes: ()."""
+        squares = latent.detach().square().sum(1).mean()
         return self.config.quiet_length * (mean_over_ranks(squares) if world() > 1 else squares).sqrt()
 
     @torch.no_grad()
@@ -217,8 +215,7 @@ class VQVAEStage(Stage):
             latents.append(torch.cat([self.vqvae.encode(part) for part in parts]))
         with torch.autocast(latent.device.type, enabled=False):
             vectors = torch.cat([multi_scale_residuals(each, self.schedules[each.shape[-1]]) for each in latents])
-            shortest = self._short(*latents) if self.config.zero_code else None
-            codes = first_codes(vectors, self.config, self.vqvae.quantizer.config.codebook_size, shortest)
+            codes = first_codes(vectors, self.config, self.vqvae.quantizer.config.codebook_size)
         self.vqvae.quantizer.codebook.weight.copy_(codes)
         self.average.start(codes)
 

@@ -12,19 +12,19 @@ import random
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import chain
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from star_cli.data import shapes
 from star_cli.data.part import hold_out
-from star_cli.data.source import CaptionedImages, Crop, ShapeScenes
-from star_cli.errors import BadImageError, DataError, OptionError
+from star_cli.data.reader import any_other, first_readable
+from star_cli.data.source import CaptionedImages, Crop, ShapeScenes, count_in_words
+from star_cli.errors import DataError, OptionError
 from star_cli.training.loop import BatchSource
 from star_cli.training.vqvae_config import VQVAEStageConfig
-
-MOST_UNREADABLE = 100
-"""Pictures in a row that may be unreadable before the set as a whole counts as broken."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,15 @@ class ImageSource(BatchSource):
     def batch(self, step: int) -> ImageBatch:
         """The batch of one step; steps below 0 are of the kind that follows the first steps."""
 
+    @property
+    @abstractmethod
+    def data(self) -> CaptionedImages:
+        """The pictures."""
+
+    def settings(self) -> dict[str, Any]:
+        """Seed, sizes, and how many pictures there are."""
+        return {"seed": self.seed, "resolutions": self.resolutions, "pictures": count_in_words(self.data)}
+
     def _rng(self, step: int, row: str = "") -> random.Random:
         return random.Random(f"vqvae {self.seed} {step}{row}")
 
@@ -81,6 +90,11 @@ class SceneSource(ImageSource):
     ):
         super().__init__(config, resolutions, plain_steps, seed)
         self.scenes = scenes
+
+    @property
+    def data(self) -> CaptionedImages:
+        """All scenes."""
+        return self.scenes
 
     def batch(self, step: int) -> ImageBatch:
         """The batch of one step."""
@@ -120,6 +134,11 @@ class PictureSource(ImageSource):
         if not len(pictures):
             raise DataError("there is no picture to train on")
 
+    @property
+    def data(self) -> CaptionedImages:
+        """All pictures."""
+        return self.pictures
+
     def batch(self, step: int) -> ImageBatch:
         """The batch of one step."""
         return self.part(step, 0, 1)[0]
@@ -152,16 +171,11 @@ class PictureSource(ImageSource):
     def _readable(self, index: int, resolution: int, rng: random.Random, unreadable: list[str]) -> Tensor:
         """A picture, or another one where it cannot be read: (3, R, R)."""
         square: Crop = self.config.square
-        for _ in range(MOST_UNREADABLE):
-            try:
-                return self.pictures.pixels(index, resolution, square, rng)
-            except BadImageError:
-                unreadable.append(self.pictures.name(index))
-                index = rng.randrange(len(self.pictures))
-        raise DataError(
-            f"{MOST_UNREADABLE} pictures in a row cannot be read, the last of them {unreadable[-1]}",
-            "`star data check` names all that cannot",
-        )
+        return first_readable(
+            chain([index], any_other(self.pictures, rng)),
+            lambda index: self.pictures.pixels(index, resolution, square, rng),
+            lambda index, _: unreadable.append(self.pictures.name(index)),
+        )[1]
 
 
 def image_source(

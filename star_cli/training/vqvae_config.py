@@ -87,9 +87,6 @@ class VQVAEStageConfig(Config):
     """Share of the steps, the last ones, in which the decoder alone learns, from a codebook without short codes."""
     quiet_length: float = 0.6
     """Codes shorter than this share of the latents' rms length are short."""
-    zero_code: bool = False
-    """Begin with a code that is zero and give no other one to residuals that are short: on plain backgrounds most are,
-    and would otherwise take most of the codebook."""
 
     evaluate_count: int = 64
     """Held-out pictures of an evaluation; a data set without a held-out part of its own gives up so many."""

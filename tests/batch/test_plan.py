@@ -52,11 +52,26 @@ def test_hash_of_a_job_is_that_of_its_pictures_recipe(plan_of: PlanOf, tiny_pipe
 
 
 @pytest.mark.parametrize(
-    "change", [{"seed": 1}, {"negative": "y"}, {"res": 64}, {"top_k": 3}, {"temperature": 0.5}, {"guidance": 1.0}]
+    "change",
+    [
+        {"seed": 1},
+        {"negative": "y"},
+        {"res": 64},
+        {"top_k": 3},
+        {"temperature": 0.5},
+        {"guidance": 1.0},
+        {"speed": "fast"},
+    ],
 )
 def test_every_option_tells_jobs_apart(plan_of: PlanOf, change: dict[str, Any]) -> None:
     (one,), (other,) = plan_of("x").jobs(), plan_of("x", **change).jobs()
     assert one.hash != other.hash
+
+
+def test_pictures_of_before_the_levels_of_speed_keep_their_identity(tiny_pipeline: StarPipeline) -> None:
+    (image,) = tiny_pipeline("x")
+    before = {name: value for name, value in image.recipe.items() if name != "speed"}
+    assert job_hash(before, "png") == job_hash(image.recipe, "png")
 
 
 def test_the_same_row_twice_is_two_jobs_and_a_new_line_changes_no_other(plan_of: PlanOf) -> None:
@@ -85,17 +100,19 @@ def test_all_bad_lines_are_listed(plan_of: PlanOf) -> None:
         '{"prompt": "\\ud800"}',
         f'{{"prompt": "x", "seed": {LARGEST_SEED}, "num": 2}}',
         '{"prompt": "x", "format": "gif"}',
+        '{"prompt": "x", "speed": "quick"}',
         '{"prompt": "x", "format": "png", "out": "a.jpg"}',
     ]
     with pytest.raises(BatchInputError) as caught:
         plan_of("\n".join(lines), "jsonl")
-    assert str(caught.value) == "13 lines of the input cannot be drawn"
+    assert str(caught.value) == "14 lines of the input cannot be drawn"
     told = dict(caught.value.problems)
-    assert list(told) == list(range(2, 15))
+    assert list(told) == list(range(2, 16))
     assert told[2] == "the prompt is empty"
     assert told[4] == "model tiny draws 32 or 64 pixels, not 300"
     assert told[6] == "out ../y.png leads out of the folder"
     assert told[10] == "model tiny draws words, not a class"
+    assert told[14] == "speed must be one of reference, exact, fast, turbo, not quick"
     assert told[13] == "format must be png, webp, jpeg, not gif"
 
 

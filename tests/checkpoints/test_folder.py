@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import weakref
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from star_cli.checkpoints import tensors
 from star_cli.checkpoints.folder import ModelFolder, read_model_folder
 from star_cli.checkpoints.record import FileRecord
 from star_cli.checkpoints.writing import write_model_folder
@@ -75,6 +78,13 @@ def test_what_was_written_is_read(tiny_model_folder: Path, tmp_path: Path) -> No
     assert (again.path / "README.md").read_text() == "# again\n"
 
 
+def test_known_words_are_kept_and_make_no_other_model(tiny_model_folder: Path, tmp_path: Path) -> None:
+    first = read_model_folder(tiny_model_folder)
+    told = rewrite(first, tmp_path / "told", words=frozenset({"cat", "a"}))
+    assert (first.words, told.words) == (None, {"cat", "a"})
+    assert told.hash == first.hash
+
+
 def test_every_loaded_file_is_recorded(tiny_model_folder: Path) -> None:
     folder = read_model_folder(tiny_model_folder)
     assert set(folder.files) == {TRANSFORMER, VQVAE, TEXT, "text_encoder/open_clip_config.json"}
@@ -112,6 +122,71 @@ def test_half_stored_model_loads_as_float32_and_draws(tiny_model_folder: Path, t
     pipe = StarPipeline.from_pretrained(tmp_path / "half", device="cpu")
     assert {parameter.dtype for parameter in pipe.transformer.parameters()} == {torch.float32}
     assert pipe("a red circle")[0].pixels.shape == (32, 32, 3)
+
+
+class CountedFile:
+    """`safe_open`, which counts how many bytes of the tensors it gave are still held by anybody."""
+
+    held = 0
+    most = 0
+    pointers: ClassVar[dict[str, int]] = {}
+
+    def __init__(self, path: Path, framework: str):
+        self._opened = safe_open(path, framework=framework)
+
+    def __enter__(self) -> CountedFile:
+        self._file = self._opened.__enter__()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._opened.__exit__(*error)
+
+    def keys(self) -> list[str]:
+        return list(self._file.keys())
+
+    def get_slice(self, name: str) -> Any:
+        return self._file.get_slice(name)
+
+    def get_tensor(self, name: str) -> Tensor:
+        kind = type(self)
+        tensor = self._file.get_tensor(name)
+        kind.pointers[name] = tensor.data_ptr()
+        kind.held += tensor.nbytes
+        kind.most = max(kind.most, kind.held)
+        weakref.finalize(tensor, kind._let_go, tensor.nbytes)
+        return tensor
+
+    @classmethod
+    def _let_go(cls, size: int) -> None:
+        cls.held -= size
+
+
+@pytest.fixture
+def counted(monkeypatch: pytest.MonkeyPatch) -> type[CountedFile]:
+    monkeypatch.setattr(CountedFile, "held", 0)
+    monkeypatch.setattr(CountedFile, "most", 0)
+    monkeypatch.setattr(CountedFile, "pointers", {})
+    monkeypatch.setattr(tensors, "safe_open", CountedFile)
+    return CountedFile
+
+
+def test_weights_in_their_own_dtype_are_used_where_the_file_is_mapped(
+    tiny_model_folder: Path, counted: type[CountedFile]
+) -> None:
+    transformer = read_model_folder(tiny_model_folder).load_transformer()
+    found = {name: tensor.data_ptr() for name, tensor in transformer.state_dict().items()}
+    assert found == counted.pointers
+
+
+def test_weights_in_another_dtype_are_turned_one_by_one(
+    tiny_model_folder: Path, tmp_path: Path, counted: type[CountedFile]
+) -> None:
+    half = rewrite(read_model_folder(tiny_model_folder), tmp_path / "half", dtype=torch.bfloat16)
+    counted.most = 0
+    transformer = half.load_transformer()
+    stays = sum(tensor.nbytes for name, tensor in transformer.state_dict().items() if name.startswith("head."))
+    largest = max(tensor.nbytes for tensor in transformer.state_dict().values())
+    assert 0 < counted.most <= stays + 2 * largest
 
 
 def test_loaded_models_are_frozen_and_in_evaluation_mode(tiny_model_folder: Path) -> None:

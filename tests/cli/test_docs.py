@@ -22,6 +22,7 @@ COMMANDS = [
     "info",
     "models",
     "doctor",
+    "bench",
     "config",
     "data",
     "train",

@@ -11,7 +11,10 @@ import pytest
 import torch
 
 import star_cli
+from star_cli import pipeline
 from star_cli.checkpoints import known
+from star_cli.errors import OptionError
+from star_cli.evaluation import precision
 from tests.cli.command import Star
 
 
@@ -63,3 +66,26 @@ def test_missing_default_model_is_a_problem(star: Star, shipped: Path) -> None:
     result = star("doctor")
     assert result.exit_code == 1
     assert "problems: no model is called 'star-shapes'" in result.stdout
+
+
+def test_gain_of_other_precisions_is_told_where_auto_is_float32(
+    star: Star, shipped: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(precision, "measure_speedups", lambda: {"bfloat16": 2.345, "int8": None})
+    assert json.loads(star("doctor", "--json").stdout)["precision"] == {"bfloat16_speedup": 2.3, "int8_speedup": None}
+    monkeypatch.setattr(pipeline, "choose_device", lambda wanted: (torch.device("cuda"), "there"))
+    assert json.loads(star("doctor", "--json").stdout)["precision"] == {}
+
+
+def test_measured_gains_are_ratios() -> None:
+    found = precision.measure_speedups()
+    assert set(found) == {"bfloat16", "int8"}
+    assert all(gain is None or gain > 0 for gain in found.values())
+
+
+def test_processor_without_exact_int8_has_no_gain_to_tell(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(device: torch.device, dtype: torch.dtype) -> None:
+        raise OptionError("not exact")
+
+    monkeypatch.setattr(precision, "check_int8", refuse)
+    assert precision.measure_speedups()["int8"] is None

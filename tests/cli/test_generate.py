@@ -61,11 +61,26 @@ def test_same_prompt_twice_gives_two_files(draw: Star) -> None:
 
 def test_flags_reach_the_recipe(draw: Star, folder: Path) -> None:
     values = {"res": 64, "seed": 7, "guidance": 1.5, "top_k": 3, "top_p": 0.5, "temperature": 0.75, "negative": "blue"}
+    values |= {"speed": "turbo"}
     flags = [part for name, value in values.items() for part in (f"--{name.replace('_', '-')}", value)]
     assert draw("a red circle", *flags, "--dtype", "float32", "--device", "cpu").exit_code == 0
     recipe = read_recipe(folder / "a-red-circle-7.png")
     assert recipe | values == recipe
     assert (recipe["prompt"], recipe["model"], recipe["device"]) == ("a red circle", "tiny", "cpu")
+
+
+def test_recipe_of_before_the_levels_of_speed_means_exact(
+    draw: Star, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draw("x", "--res", 64)
+    recipe = read_recipe(folder / "x-0.png")
+    assert recipe.pop("speed") == "exact"
+    monkeypatch.setenv("STAR_SPEED", "turbo")
+    assert draw("x", "--out", "turbo.png", "--res", 64).exit_code == 0
+    monkeypatch.setattr("star_cli.cli.request.read_recipe", lambda _path: recipe)
+    assert draw("--from-image", "x-0.png", "--out", "again.png").exit_code == 0
+    assert read_recipe(folder / "turbo.png")["speed"] == "turbo"
+    assert (folder / "again.png").read_bytes() == (folder / "x-0.png").read_bytes()
 
 
 def test_model_decides_what_is_not_given(draw: Star, folder: Path) -> None:
@@ -134,6 +149,27 @@ def test_flags_beside_from_image_change_it_and_nothing_else(draw: Star, first: P
     assert draw("a blue square", "--from-image", first, "--seed", 0, "--out", "new.png").exit_code == 0
     changed = {"prompt": "a blue square", "seed": 0}
     assert read_recipe(first.with_name("new.png")) == read_recipe(first) | changed
+
+
+def test_recipe_keeps_int8_and_repeats_it(draw: Star, first: Path) -> None:
+    assert "quantize" not in read_recipe(first)
+    draw("--from-image", first, "--quantize", "int8", "--device", "cpu", "--out", "rounded.png")
+    rounded = first.with_name("rounded.png")
+    assert read_recipe(rounded) == read_recipe(first) | {"quantize": "int8"}
+    assert draw("--from-image", rounded, "--out", "again.png").exit_code == 0
+    assert first.with_name("again.png").read_bytes() == rounded.read_bytes()
+    assert draw("--from-image", rounded, "--quantize", "none", "--out", "back.png").exit_code == 0
+    assert first.with_name("back.png").read_bytes() == first.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [(("--dtype", "bfloat16"), "int8 goes with float32 alone"), (("--compat", "official"), "in float32, not int8")],
+)
+def test_int8_beside_what_it_cannot_go_with_is_an_error(draw: Star, flags: tuple[str, str], words: str) -> None:
+    result = draw("x", "--quantize", "int8", "--device", "cpu", *flags)
+    assert result.exit_code == 2
+    assert words in result.stderr
 
 
 def test_another_model_of_the_same_name_is_warned_of(star: Star, first: Path, own_model_folder: Path) -> None:

@@ -13,7 +13,7 @@ from tests.cli.command import Star
 
 HEAVY = "torch transformers open_clip numpy PIL rich"
 FLAGS = """
-    res model seed num guidance top-k top-p temperature negative out format device dtype from-image
+    res model seed num guidance top-k top-p temperature negative out format device dtype speed from-image
     force json quiet debug
 """
 PROBE = f"""
@@ -33,6 +33,8 @@ print("imported:", *sorted(set("{HEAVY}".split()) & set(sys.modules)))
         ["--help"],
         ["generate", "--help"],
         ["batch", "--help"],
+        ["bench", "--help"],
+        ["bench", "--batch-sizes", "0"],
         ["generate", "x", "--seed", "-1"],
         ["batch", "none.txt"],
         ["batch", __file__, "--input-format", "text", "--dry-run"],
@@ -49,7 +51,7 @@ def test_help_names_every_command(star: Star) -> None:
     result = star("--help")
     assert result.exit_code == 0
     listed = result.stdout.partition("Commands:")[2].split()
-    commands = "generate batch sheet info models doctor config man data train finetune weights"
+    commands = "generate batch sheet info models doctor bench config man data train finetune weights"
     assert set(commands.split()) <= set(listed)
 
 

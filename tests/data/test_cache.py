@@ -15,8 +15,9 @@ from safetensors.torch import load_file, save_file
 
 from star_cli import images
 from star_cli.data.cache import TokenCache, open_cache
-from star_cli.data.cache_build import CacheOptions, build_cache
+from star_cli.data.cache_build import build_cache
 from star_cli.data.cache_manifest import MANIFEST, TOLD, is_cache
+from star_cli.data.cache_plan import CacheOptions
 from star_cli.data.encoding import exact_float32, hash_text_encoder, hash_vqvae, tokenize
 from star_cli.errors import DataError, OptionError, OutputError
 from star_cli.models.schedule import ScaleSchedule

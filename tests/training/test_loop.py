@@ -193,6 +193,47 @@ def test_unknown_settings_are_refused() -> None:
         replace(LOOP, track=("tensorbord",))
 
 
+# -- memory and speed -------------------------------------------------------------------------------------------------
+
+
+def test_activations_computed_again_give_the_same_gradients_and_a_resumable_run(tmp_path: Path) -> None:
+    again = replace(LOOP, checkpointing=True)
+    gradients = []
+    for loop in (LOOP, again):
+        run = TrainingRun(Painter(), loop, tmp_path / "gradients")
+        run._gradients(Pictures().batch(0), 6)
+        gradients.append([parameter.grad for parameter in run.stage.parameters()])
+    assert all(torch.equal(kept, computed) for kept, computed in zip(*gradients, strict=True))
+    whole, resumed = Painter(), Painter()
+    assert losses(whole, again, tmp_path / "whole") == losses(Painter(), LOOP, tmp_path / "kept")
+    with pytest.raises(RuntimeError, match="power cut"):
+        train_stage(Painter(at_step=fails_at(4)), again, tmp_path / "cut")
+    train_stage(resumed, again, tmp_path / "cut")
+    assert equal(whole, resumed)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::UserWarning")  # the compiler's own, from looking at gradients and complex numbers
+def test_compiled_blocks_give_the_same_losses_and_a_resumable_run(tmp_path: Path) -> None:
+    """The blocks of all runs are one piece of code, so it is compiled once."""
+    compiled = replace(LOOP, compile=True)
+    whole, resumed = Painter(), Painter()
+    try:
+        found = losses(whole, compiled, tmp_path / "whole")
+    except torch._inductor.exc.InductorError as error:
+        pytest.skip(f"no compiler works here: {error}")
+    assert found == pytest.approx(losses(Painter(), LOOP, tmp_path / "plain"), abs=1e-5)
+    with pytest.raises(RuntimeError, match="power cut"):
+        train_stage(Painter(at_step=fails_at(4)), compiled, tmp_path / "cut")
+    train_stage(resumed, compiled, tmp_path / "cut")
+    assert equal(whole, resumed)
+    both = losses(Painter(), replace(compiled, checkpointing=True), tmp_path / "both")
+    assert both == pytest.approx(found, abs=1e-5)
+
+
+# -- switches ---------------------------------------------------------------------------------------------------------
+
+
 @pytest.mark.parametrize("switch", ["checkpointing", "compile"])
 def test_a_switch_without_effect_is_refused(tmp_path: Path, switch: str) -> None:
     with pytest.raises(OptionError, match="stage line"):

@@ -6,14 +6,19 @@ import tomllib
 from pathlib import Path
 
 import pytest
+import torch
+from PIL import Image
 from typer.testing import CliRunner
 
 from star_cli.checkpoints.folder import read_model_folder
 from star_cli.cli.app import app
+from star_cli.data.cache import open_cache
 from star_cli.errors import OptionError
 from star_cli.pipeline import StarPipeline
 from star_cli.training.fields import to_toml
 from star_cli.training.recipe import RECIPES, find_recipe, read_recipe, recipe_from_dict
+from star_cli.training.star_batches import StarBatch
+from star_cli.training.star_sources import CachedBatches
 
 TINY = Path(__file__).parent / "tiny.toml"
 
@@ -132,6 +137,51 @@ def test_stages_one_by_one_make_what_one_command_makes(tmp_path: Path) -> None:
     assert read_model_folder(tmp_path / "each").hash == read_model_folder(tmp_path / "all").hash
 
 
+def test_never_resume_holds_for_the_stage_that_is_asked_for(tmp_path: Path) -> None:
+    """Stages behind it serve as they are; a stage that was begun is refused, and its run's recipe left as it is."""
+    run = tmp_path / "run"
+    anew = ["--recipe", str(TINY), "--threads", "1", "--run", str(run), "--resume", "never"]
+    for stage in ("clip", "vqvae", "star"):
+        result = CliRunner().invoke(app, ["train", stage, *anew])
+        assert result.exit_code == 0, result.stderr
+    recipe = (run / "recipe.toml").read_bytes()
+    for stage in ("clip", "vqvae", "star"):
+        again = CliRunner().invoke(app, ["train", stage, *anew, "--steps", "9"])
+        assert again.exit_code == 1
+        assert f"error: {run / stage} holds a run already (checkpoint-0000000" in again.stderr
+    assert (run / "recipe.toml").read_bytes() == recipe
+    together = CliRunner().invoke(app, ["train", "all", *anew, "--out", str(tmp_path / "model")])
+    assert together.exit_code == 1
+    assert f"{run / 'clip'} holds a run already" in together.stderr
+
+
+def test_what_decides_the_batches_may_not_change_on_the_way(tmp_path: Path) -> None:
+    alone = ["--recipe", str(TINY), "--threads", "1", "--run", str(tmp_path / "run")]
+    for stage in ("clip", "vqvae", "star"):
+        result = CliRunner().invoke(app, ["train", stage, *alone, "--steps", "2"])
+        assert result.exit_code == 0, result.stderr
+    put(tmp_path / "photos")
+    for stage, change, said in (
+        ("clip", ["--set", "seed=4"], "data.seed 3 -> 4"),
+        ("vqvae", ["--data", str(tmp_path / "photos")], "data.pictures generated scenes -> 2"),
+        ("star", ["--batch-size", "1"], "data.portions.1.batch_size 2 -> 1"),
+        ("star", ["--data", str(tmp_path / "photos")], "data.pictures generated scenes -> 3"),
+    ):
+        result = CliRunner().invoke(app, ["train", stage, *alone, *change, "--steps", "3"])
+        assert result.exit_code == 1
+        assert "error: this run was begun with other settings; what changed: data." in result.stderr
+        assert said in result.stderr
+    result = CliRunner().invoke(app, ["train", "star", *alone, "--steps", "3"])
+    assert result.exit_code == 0, result.stderr
+
+
+def put(folder: Path) -> None:
+    """Three pictures."""
+    folder.mkdir()
+    for number in range(3):
+        Image.new("RGB", (40, 32), (80 * number, 0, 0)).save(folder / f"{number}.png")
+
+
 def test_transformer_on_the_parts_of_a_model(tmp_path: Path, tiny_model_folder: Path) -> None:
     base = read_model_folder(tiny_model_folder)
     resolution = min(base.schedules)
@@ -196,3 +246,54 @@ def test_stages_behind_a_run_stay_as_they_were_trained(tmp_path: Path) -> None:
     )
     assert changed.exit_code == 1
     assert "error:" in changed.stderr
+
+
+def test_a_stage_may_learn_from_a_source_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of an endless one the first scenes' tokens are made once, and their captions are written anew."""
+    run = tmp_path / "run"
+    command = ["train", "star", "--recipe", str(TINY), "--run", str(run), "--threads", "1"]
+    for stage in ("clip", "vqvae"):
+        assert CliRunner().invoke(app, ["train", stage, *command[2:]]).exit_code == 0
+    seen: list[StarBatch] = []
+    make = CachedBatches.batch
+
+    def note(batches: CachedBatches, step: int) -> StarBatch:
+        seen.append(make(batches, step))
+        return seen[-1]
+
+    monkeypatch.setattr(CachedBatches, "batch", note)
+    own = ["--set", "star.source=shapes:40", "--set", "star.loop.steps=40", "--set", "star.loop.workers=0"]
+    result = CliRunner().invoke(app, [*command, *own])
+    assert result.exit_code == 0, result.stderr
+    cache = open_cache(run / "tokens-star")
+    assert (len(cache), set(cache.sides)) == (6, {32})
+    whole = cache.tokens(32, range(6))
+    for batch in seen:
+        assert batch.tokens is not None
+        assert all((row == whole[:, : batch.tokens.shape[1]]).all(1).any() for row in batch.tokens)
+    assert len({caption for batch in seen for caption in batch.captions}) > 7  # more than the cache holds
+    again = CliRunner().invoke(app, [*command, *own])  # finished: neither cache nor steps
+    assert again.exit_code == 0, again.stderr
+
+
+def test_a_vqvae_may_start_from_that_of_a_model(tmp_path: Path, tiny_model_folder: Path) -> None:
+    base = read_model_folder(tiny_model_folder).vqvae
+    settings = {
+        "code_dim": base.code_dim,
+        "channels": base.channels,
+        "multipliers": list(base.multipliers),
+        "blocks": base.blocks,
+        "patch": base.patch,
+        "groups": base.groups,
+    }
+    run = tmp_path / "run"
+    command = ["train", "vqvae", "--recipe", str(TINY), "--run", str(run), "--threads", "1"]
+    command += ["--set", "vqvae.loop.steps=1", "--set", "vqvae.loop.learning_rate=1e-9"]
+    command += [part for name, value in settings.items() for part in ("--set", f"vqvae.model.{name}={value}")]
+    result = CliRunner().invoke(app, [*command, "--set", f"vqvae.start_from={tiny_model_folder}"])
+    assert result.exit_code == 0, result.stderr
+    given = read_model_folder(tiny_model_folder).load_vqvae().state_dict()
+    checkpoint = torch.load(next((run / "vqvae").glob("checkpoint-*.pt")), weights_only=True)
+    learned = {name.removeprefix("vqvae."): tensor for name, tensor in checkpoint["stage"].items()}
+    for name in ("encoder.stem.weight", "decoder.head.weight", "before_quantizer.weight"):
+        assert torch.allclose(learned[name], given[name], atol=1e-6), name

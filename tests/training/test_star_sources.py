@@ -14,7 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from star_cli.data.cache import TokenCache
-from star_cli.data.cache_build import CacheOptions, build_cache
+from star_cli.data.cache_build import build_cache
+from star_cli.data.cache_plan import CacheOptions
 from star_cli.data.source import ShapeScenes
 from star_cli.errors import DataError, OptionError
 from star_cli.models.config import TransformerConfig

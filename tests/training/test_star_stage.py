@@ -16,7 +16,7 @@ from star_cli.models.schedule import ScaleSchedule
 from star_cli.models.transformer import StarTransformer
 from star_cli.pipeline import StarPipeline
 from star_cli.training.star import StarStage, StarStageConfig, initialise_head
-from star_cli.training.star_batches import Portion, StarBatch, TokenSource
+from star_cli.training.star_batches import Portion, StarBatch, TokenSource, scenes_in_use
 
 SMALL, LARGE = ScaleSchedule((1, 2, 4)), ScaleSchedule((1, 2, 4, 8), 3)
 SCHEDULES = {32: SMALL, 64: LARGE}
@@ -126,6 +126,17 @@ def test_close_codes_begin_with_similar_rows_of_the_head() -> None:
 def test_portion_that_cannot_be_is_refused() -> None:
     with pytest.raises(OptionError, match="batch_size"):
         Portion(resolution=32, batch_size=0, share=1.0)
+
+
+def test_a_short_run_waits_for_no_more_scenes_than_it_draws() -> None:
+    portions = (
+        Portion(resolution=32, scales=2, batch_size=6, share=1.0),
+        Portion(resolution=32, batch_size=2, share=2.0),
+        Portion(resolution=64, batch_size=4, share=1.0),
+    )
+    assert scenes_in_use(portions, 20, 2048) == {32: 50, 64: 20}
+    assert scenes_in_use(portions, 1, 2048) == {32: 6, 64: 4}  # a batch draws no scene twice
+    assert scenes_in_use(portions, 2000, 2048) == {32: 2048, 64: 2000}
 
 
 def test_token_cache_is_made_once_and_holds_the_tokens_of_its_scenes(

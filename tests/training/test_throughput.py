@@ -17,7 +17,7 @@ from star_cli.training.loop import Progress, train_stage
 from star_cli.training.memory import activation_bytes, state_bytes
 from star_cli.training.optimizers import make_optimizers
 from star_cli.training.throughput import Meter, peak_flops
-from tests.training.tiny_stages import LOOP, MODEL, SCHEDULE, Painter, Pictures
+from tests.training.tiny_stages import LOOP, MODEL, SCHEDULE, Line, Painter, Pictures
 
 CPU = torch.device("cpu")
 
@@ -102,6 +102,17 @@ def test_out_of_memory_says_what_it_needs_and_what_to_lower(tmp_path: Path, erro
     assert "activations of 6 rows" in str(caught.value)
     for setting in ("loop.checkpointing", "loop.accumulate (now 1)", "batch_size", 'loop.precision = "bfloat16"'):
         assert setting in (caught.value.hint or "")
+
+
+def test_only_what_the_stage_can_do_is_advised(tmp_path: Path) -> None:
+    def runs_out(step: int) -> None:
+        raise MemoryError
+
+    stage = Line(runs_out)
+    stage.shards = False
+    with pytest.raises(TrainingError, match="not even one row's fit") as caught:
+        train_stage(stage, LOOP, tmp_path)
+    assert caught.value.hint == 'lower batch_size; or set loop.precision = "bfloat16"; or set loop.ema_decay = 0'
 
 
 def test_memory_that_really_runs_out_is_told_in_the_same_words(tmp_path: Path) -> None:

@@ -78,7 +78,8 @@ def test_a_missing_tracker_says_what_to_install(
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(OptionError, match=f"{name} is not installed") as caught:
         train_stage(Line(), replace(LOOP, track=(name,)), tmp_path)
-    assert "star-cli[train]" in (caught.value.hint or "")
+    extra = {"tensorboard": "train", "wandb": "wandb"}[name]
+    assert f"star-cli[{extra}]" in (caught.value.hint or "")
 
 
 def test_means_are_over_the_steps_that_have_the_figure() -> None:

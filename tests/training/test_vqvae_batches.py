@@ -74,7 +74,7 @@ def test_an_unreadable_picture_is_named_and_another_comes_in_its_place() -> None
 
 
 def test_a_set_without_readable_pictures_ends_the_run() -> None:
-    with pytest.raises(DataError, match="100 pictures in a row"):
+    with pytest.raises(DataError, match=r"1,000 pictures in a row cannot be read; the last: picture [012] is broken"):
         pictures(Pictures(3, broken=range(3))).batch(0)
     with pytest.raises(DataError, match="no picture"):
         pictures(Pictures(0))

@@ -16,7 +16,6 @@ from star_cli.training.codebook import (
     MOST_VECTORS,
     CodebookAverage,
     CodebookUsage,
-    first_codes,
     k_means,
     multi_scale_residuals,
     quieten,
@@ -247,17 +246,10 @@ def test_bad_settings_are_refused() -> None:
             VQVAEStageConfig.from_dict(change)
 
 
-def test_with_a_zero_code_short_residuals_get_no_other() -> None:
-    generator = torch.Generator().manual_seed(0)
-    loud, small = torch.eye(8).repeat(20, 1), 0.01 * torch.randn(2000, 8, generator=generator)
-    config = replace(CONFIG, zero_code=True, quiet_length=0.3, revive_below=1e6)  # every code is dead
-    codes = first_codes(torch.cat([loud, small]), config, 32, torch.tensor(0.5))
-    assert codes[0].count_nonzero() == 0
-    assert codes[1:].norm(dim=1).min() > 0.99
-
-    stage = VQVAEStage(MODEL, config, SCHEDULES, 10, 0)
-    step = stage.plain_steps
-    stage.loss(stage.source.batch(step), step)
-    stage.after_step(step)  # each moves to a residual of the batch
-    revived = stage.average.sums.norm(dim=1) / stage.average.counts
-    assert revived.min() > stage.average.shortest * 0.999 > 0
+@pytest.mark.parametrize(
+    ("switch", "said"), [("checkpointing", "vqvae keeps all activations"), ("compile", "vqvae has no blocks")]
+)
+def test_switches_of_the_transformer_are_refused(tmp_path: Path, switch: str, said: str) -> None:
+    stage = VQVAEStage(MODEL, CONFIG, SCHEDULES, LOOP.steps, 0)
+    with pytest.raises(OptionError, match=said):
+        train_stage(stage, replace(LOOP, **{switch: True}), tmp_path)

@@ -7,8 +7,6 @@ What a caption leaves out has a fixed meaning, see scenes.py: one thing of middl
 from __future__ import annotations
 
 import random
-import re
-from collections.abc import Iterable
 
 from star_cli.data.icons.backgrounds import BACKGROUNDS, PLAIN
 from star_cli.data.icons.catalogue import Catalogue, IconObject
@@ -36,6 +34,7 @@ from star_cli.data.icons.phrases import (
 )
 from star_cli.data.icons.scenes import default_ground
 from star_cli.data.icons.words import plural, with_article
+from star_cli.vocabulary import split_words
 
 
 def caption(catalogue: Catalogue, scene: IconScene, rng: random.Random) -> str:
@@ -62,13 +61,6 @@ def known_words(catalogue: Catalogue) -> frozenset[str]:
     for thing in catalogue.objects:
         said += [form for name in thing.names for form in (name, plural(name))]
     return frozenset(split_words(said))
-
-
-def split_words(texts: Iterable[str]) -> set[str]:
-    """The words of some texts in small letters, without the gaps of forms ("{a}")."""
-    return {
-        word for text in texts for word in re.findall(r"[a-z0-9][a-z0-9'-]*", re.sub(r"\{\w*\}", " ", text).lower())
-    }
 
 
 def noun(thing: IconObject, rng: random.Random, size: str = "medium", is_bare: bool = False, word: str = "") -> str:

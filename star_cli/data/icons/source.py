@@ -9,7 +9,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from star_cli.data.icons.captions import caption
+from star_cli.data.icons.captions import caption, known_words
 from star_cli.data.icons.catalogue import DEFAULT_OBJECTS, Catalogue, open_catalogue
 from star_cli.data.icons.compose import compose_tensor
 from star_cli.data.icons.labels import labels
@@ -30,6 +30,13 @@ class IconScenes(CaptionedImages):
         mix: which scenes, by name (`scenes.MIXES`) or in detail.
         catalogue: the objects.
     """
+
+    is_generated = True
+
+    @property
+    def words(self) -> frozenset[str]:
+        """What captions of these objects may say."""
+        return known_words(self.catalogue)
 
     def __init__(self, catalogue: Catalogue, count: int, first_seed: int = 0, mix: SceneMix | str = "full"):
         self.catalogue, self.count, self.first_seed = catalogue, count, first_seed

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from star_cli.data.icons.backgrounds import BACKGROUNDS, GROUNDED, LANDSCAPES, PLAIN, VARIANTS, background
-from star_cli.data.icons.captions import caption, known_words, split_words
+from star_cli.data.icons.captions import caption, known_words
 from star_cli.data.icons.catalogue import Catalogue
 from star_cli.data.icons.labels import label_choices, labels
 from star_cli.data.icons.layout import DEFAULT_GROUNDS, PLACES, IconScene, Item
@@ -14,6 +14,7 @@ from star_cli.data.icons.scenes import HELD_OUT_SEED, MIXES, SceneMix, default_g
 from star_cli.data.icons.variants import variant
 from star_cli.data.icons.words import plural
 from star_cli.errors import OptionError
+from star_cli.vocabulary import split_words
 
 pytest.importorskip("resvg_py")
 

@@ -1,0 +1,127 @@
+"""Products of the blocks in int8, on a CPU: a scale for each token and each output, exact sums, float32 around them.
+
+Weights are rounded once, to the nearest of 255 steps of each output's largest; activations as they come, each token by
+its own largest. A product therefore does not depend on the rows beside it. A picture still may: attention and norms
+round in their last bits by the size of a batch, and such a bit can tip a rounding to int8.
+
+Letters: l rows (tokens of all images), I numbers in, O numbers out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from star_cli.errors import OptionError
+from star_cli.models.transformer import StarTransformer
+
+LARGEST = 127
+_LAYERS = (
+    *("self_attention.qkv", "self_attention.out", "cross_attention.q", "cross_attention.out"),
+    *("feed_forward.enter", "feed_forward.leave"),
+)
+"""What every token passes through. What is computed once a prompt (text keys and values, modulation) stays float32."""
+_AT_ONCE = 2**20
+"""Numbers in or out that are worked on at a time, so that what lies between the steps stays in the cache."""
+
+
+_DTYPE = Tensor.dtype.__get__  # type: ignore[attr-defined]
+
+
+class Int8Weight(Tensor):
+    """The weight (O, I) of a linear layer, one byte a number; to all but `linear` it says that it is float32.
+
+    A `Tensor` and no layer of its own, for the attention joins the weights of its layers with other biases.
+    """
+
+    scales: Tensor
+    """What one step is worth, by output, (O,) float32."""
+
+    @classmethod
+    def of(cls, weight: Tensor) -> Self:
+        """Round a float weight (O, I)."""
+        values, steps = round_rows(weight.detach().float())
+        kept = values.t().contiguous().t().as_subclass(cls)  # (I, O) in memory: the layout that the product is fast in
+        kept.scales = steps[:, 0]
+        return kept
+
+    @classmethod
+    def __torch_function__(
+        cls,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """`F.linear` in int8, the layer's dtype as float32, all else as for any tensor."""
+        if func is F.linear:
+            return _linear(*args, **(kwargs or {}))
+        if func == _DTYPE:
+            return torch.float32
+        with torch._C.DisableTorchFunctionSubclass():
+            return func(*args, **(kwargs or {}))
+
+
+def round_rows(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Round each row (l, I) to 255 steps of its own.
+
+    Returns:
+        Whole numbers (l, I) int8, -127..127, and what one step of each row is worth, (l, 1).
+    """
+    steps = rows.abs().amax(-1, keepdim=True).clamp_(min=torch.finfo(rows.dtype).tiny * LARGEST) / LARGEST
+    return (rows / steps).round_().to(torch.int8), steps
+
+
+def quantize_blocks(transformer: StarTransformer) -> None:
+    """Round the weights of the blocks, in place; the head, and all that follows it, stays float32.
+
+    Raises:
+        OptionError: the model is not on a CPU, not float32, or this CPU does not add up int8 products exactly.
+    """
+    check_int8(transformer.start_position.device, transformer.start_position.dtype)
+    for block in transformer.blocks:
+        for name in _LAYERS:
+            part, _, layer = name.partition(".")
+            if (holder := getattr(block, part)) is not None:  # no cross-attention in a model that draws classes
+                _quantize(getattr(holder, layer))
+
+
+def check_int8(device: torch.device, dtype: torch.dtype) -> None:
+    """Is int8 there?
+
+    Raises:
+        OptionError: not on a CPU, not float32, or this CPU does not add up int8 products exactly.
+    """
+    if device.type != "cpu":
+        raise OptionError(f"int8 is there on a CPU only, not on {device.type}", "leave out --quantize, or --device cpu")
+    if dtype != torch.float32:
+        raise OptionError("int8 goes with float32 alone", "leave out --dtype")
+    # Processors without VNNI may add pairs of products in 16 bits, which the largest ones overflow.
+    largest = torch.full((8, 64), LARGEST, dtype=torch.int8)
+    if not (torch._int_mm(largest, -largest.t().contiguous()) == -64 * LARGEST**2).all():
+        raise OptionError("this processor does not add up int8 products exactly", "leave out --quantize")
+
+
+def _quantize(layer: nn.Module) -> None:
+    weight = Int8Weight.of(layer.weight)  # type: ignore[arg-type]
+    del layer.weight
+    layer.register_buffer("weight", weight)
+
+
+def _linear(x: Tensor, weight: Int8Weight, bias: Tensor | None = None) -> Tensor:
+    """`F.linear`, (..., I) -> (..., O) float32."""
+    rows = x.flatten(0, -2)
+    out = rows.new_empty(len(rows), weight.shape[0])
+    with torch._C.DisableTorchFunctionSubclass():
+        values = weight.as_subclass(Tensor).t()  # (I, O)
+        at_once = max(1, _AT_ONCE // max(values.shape))
+        for part, result in zip(rows.split(at_once), out.split(at_once), strict=True):
+            whole, steps = round_rows(part)
+            torch.mul(torch._int_mm(whole, values), steps, out=result).mul_(weight.scales)
+            if bias is not None:
+                result.add_(bias)
+    return out.unflatten(0, x.shape[:-1])

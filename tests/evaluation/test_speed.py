@@ -1,0 +1,205 @@
+"""The measurement: what it says, that its parts are the whole, and that it leaves the pipeline as it was."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks.performance import render, scaled_authors_seconds
+from star_cli.errors import ModelNotFoundError, OptionError
+from star_cli.evaluation import speed_subject
+from star_cli.evaluation.speed import Bench, Effort, run_bench
+from star_cli.evaluation.speed_machine import floor_seconds, threads_set
+from star_cli.evaluation.speed_profile import PARTS, Clocks, clocks_around
+from star_cli.evaluation.speed_report import compare, tables
+from star_cli.evaluation.speed_subject import SHAPES, Precision, Subject, Workload, find_shape, load_subject
+from star_cli.generation import sampler
+from star_cli.models.drawing_cost import Cost
+from star_cli.pipeline import StarPipeline
+from tests.conftest import TINY_TRANSFORMER, TINY_VQVAE
+
+CEILINGS = {"gemm": {"float32": 2.0, "bfloat16": 4.0}, "convolution": {"bfloat16": 1.0}, "copy": {"memory": 0.5}}
+
+
+@pytest.fixture(scope="module")
+def report(tiny_model_folder: Path) -> dict[str, Any]:
+    steps: list[str] = []
+    bench = Bench(
+        model=str(tiny_model_folder),
+        batch_sizes=(2, 1),
+        precision=Precision(device="cpu", dtype="bfloat16"),
+        sampling={"guidance": 1.5},
+        effort=Effort.quick(),
+    )
+    measured = run_bench(bench, steps.append)
+    assert steps == ["loading", "warm, batch 2", "warm, batch 1", "parts", "the machine's ceilings"]
+    return measured
+
+
+def test_report_has_the_keys_that_its_format_version_promises(report: dict[str, Any]) -> None:
+    assert [report["format"], report["format_version"]] == ["star-bench", 1]
+    assert set(report) == {
+        *("format", "format_version", "subject", "settings", "machine", "versions", "cold", "loading_s"),
+        *("batches", "ceilings", "profile"),
+    }
+    assert set(report["machine"]) == {"system", "cpu", "cores", "flags", "threads", "device", "device_name"}
+    assert [batch["images"] for batch in report["batches"]] == [2, 1]
+    assert set(report["batches"][0]) == {
+        *("images", "p50_s", "p90_s", "min_s", "seconds", "images_per_s", "tokens_per_s"),
+        *("peak_memory_bytes", "peak_device_bytes"),
+    }
+    row = {"ms", "flops", "bytes", "floor_ms", "floor_percent"}
+    assert set(report["profile"]) == {"images", "total_s", "undisturbed_s", "floor_s", "parts", "scales"}
+    assert all(set(part) == {"part", *row} for part in report["profile"]["parts"])
+    assert all(set(scale) == {"side", "tokens", "parts_ms", *row} for scale in report["profile"]["scales"])
+    assert report["settings"] | {"res": 32, "dtype": "bfloat16", "guidance": 1.5} == report["settings"]
+
+
+def test_parts_add_up_to_the_pass_and_to_their_scales(report: dict[str, Any]) -> None:
+    profile = report["profile"]
+    assert sum(part["ms"] for part in profile["parts"]) == pytest.approx(1e3 * profile["total_s"])
+    for scale in profile["scales"]:
+        assert sum(scale["parts_ms"].values()) == pytest.approx(scale["ms"])
+    flops = {part["part"]: part["flops"] for part in profile["parts"]}
+    in_scales = sum(scale["flops"] for scale in profile["scales"])
+    once = flops["text"] + flops["start"] + flops["decode"] + flops["quantizer"] // 2
+    assert sum(flops.values()) == in_scales + once
+
+
+def test_every_part_of_a_text_model_is_met_and_has_a_floor(report: dict[str, Any]) -> None:
+    parts = {part["part"]: part for part in report["profile"]["parts"]}
+    assert [part for part in PARTS if part in parts] == list(parts)
+    assert set(parts) == set(PARTS) - {"stable"}
+    assert all(part["ms"] > 0 for part in parts.values())
+    assert all(part["floor_ms"] > 0 for name, part in parts.items() if name != "rest")
+    assert parts["rest"]["floor_ms"] is None
+    assert all(scale["floor_ms"] > 0 for scale in report["profile"]["scales"])
+
+
+def test_the_machine_gave_every_rate(report: dict[str, Any]) -> None:
+    rates = report["ceilings"]
+    for dtype in ("float32", "bfloat16"):
+        assert rates["gemm"][dtype] > 0
+        assert rates["convolution"][dtype] > 0
+    assert rates["copy"]["memory"] > 0
+
+
+def test_floor_is_the_slower_of_computing_and_moving() -> None:
+    moving = Cost(0, 10**9, "memory")
+    assert floor_seconds(moving, CEILINGS, "bfloat16") == 2.0
+    assert floor_seconds(Cost(12 * 10**9, 10**9, "blocks"), CEILINGS, "bfloat16") == 3.0
+    assert floor_seconds(Cost(12 * 10**9, 10**9, "head"), CEILINGS, "bfloat16") == 6.0
+    assert floor_seconds(Cost(12 * 10**9, 10**9, "decoder"), CEILINGS, "bfloat16") == 3.0
+    assert floor_seconds(Cost(12, 10**9, "blocks"), CEILINGS, "bfloat16") == 2.0
+
+
+def test_clocks_leave_the_pipeline_as_it_was_and_the_picture_the_same(tiny_pipeline: StarPipeline) -> None:
+    before, draws = dict(vars(tiny_pipeline.transformer.blocks[0])), sampler.draw_tokens
+    workload = Workload(Subject(tiny_pipeline, False, "encoder"), 32, tiny_pipeline.defaults)
+    (plain,) = tiny_pipeline.draw_jobs(workload.jobs(1), res=32, options=workload.options)
+    with clocks_around(tiny_pipeline, 3) as clocks:
+        clocks.begin()
+        (timed,) = tiny_pipeline.draw_jobs(workload.jobs(1), res=32, options=workload.options, on_scale=clocks.on_scale)
+        assert clocks.end().total > 0
+        assert sampler.draw_tokens is not draws
+    assert torch.equal(plain.pixels, timed.pixels)
+    assert vars(tiny_pipeline.transformer.blocks[0]) == before
+    assert sampler.draw_tokens is draws
+    assert "tell" not in vars(tiny_pipeline)
+
+
+def test_images_that_are_drawn_one_after_the_other_share_their_scales() -> None:
+    clocks = Clocks(torch.device("cpu"), scales=2)
+    work = clocks.timed("head", lambda: None)
+    decode = clocks.timed("decode", clocks.timed("quantizer", lambda: None))
+    clocks.begin()
+    for done in (1, 2, 3, 4):
+        work()
+        clocks.on_scale(done, 4)
+        if done % 2 == 0:
+            decode()
+    places = set(clocks.end().seconds)
+    assert places == {("head", 0), ("head", 1), ("decode", None), ("quantizer", None), ("rest", None)}
+
+
+def test_threads_are_set_inside_alone() -> None:
+    before = torch.get_num_threads()
+    with threads_set(before + 1):
+        assert torch.get_num_threads() == before + 1
+    assert torch.get_num_threads() == before
+
+
+def test_comparison_tells_gains_and_what_is_not_the_same(report: dict[str, Any]) -> None:
+    slower = {**report, "settings": {**report["settings"], "dtype": "float32"}, "cold": {"p50_s": 1.0}}
+    slower["batches"] = [{**batch, "p50_s": 3 * batch["p50_s"]} for batch in report["batches"]]
+    told = compare(slower, report)
+    assert told["differences"] == {"settings.dtype": ["float32", "bfloat16"]}
+    assert told["ratios"]["batch 1"] == pytest.approx(3)
+    assert told["ratios"]["batch 2, head"] == pytest.approx(1)
+    assert "cold" not in told["ratios"]  # one of the two has none
+    compared = list(tables({**report, "compare": told}))[-1]
+    assert ["batch 1", "3.00x"] in compared.rows
+    assert ["not the same: settings.dtype", "float32 -> bfloat16"] in compared.rows
+
+
+def test_page_shows_what_was_measured_and_the_authors_seconds_at_this_machines_rate(report: dict[str, Any]) -> None:
+    rate = {**report["ceilings"], "gemm": {"bfloat16": 840.0}}
+    random = {"name": "star-512-d30", "weights": "random"}
+    page = render(
+        {"own": report, "size": {**report, "subject": random, "ceilings": rate}},
+    )
+    (size,) = [line for line in page.splitlines() if line.startswith("| size |")]
+    assert "| 33.0 |" in size  # 66 s at half this rate
+    assert len([line for line in page.splitlines() if line.startswith("| own |")]) == len(report["batches"])
+    assert page.count("| self attention |") == 2
+    assert scaled_authors_seconds("star-256-d16", "bfloat16", 100.0) is None
+    assert render({}) == "Nothing has been measured yet.\n"
+
+
+# -- shapes -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_shapes_are_what_their_names_say(name: str) -> None:
+    family, resolution, depth = name.split("-")
+    model = find_shape(name)
+    assert model.resolution == int(resolution)
+    assert model.transformer.depth == model.transformer.heads == int(depth[1:])
+    assert model.transformer.width == 64 * int(depth[1:])
+    assert (model.transformer.conditioning == "class") == (family == "var")
+
+
+@pytest.mark.parametrize("name", ["", "star-512", "var-1024-d16", "star-300-d16", "star-256-d0", "star-256-d16 "])
+def test_another_shape_is_refused_with_those_there_are(name: str) -> None:
+    with pytest.raises(ModelNotFoundError, match="there is no shape") as error:
+        find_shape(name)
+    assert "star-512-d30" in str(error.value.hint)
+
+
+@pytest.mark.parametrize("name", ["star-256-d16", "var-256-d16"])
+def test_shape_with_random_weights_draws_in_its_dtype(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    shape = find_shape(name)
+    by_class = {"conditioning": "class", "cross_attention": False, "modulation": "class"}
+    tiny = replace(TINY_TRANSFORMER, levels=10, text_width=1024, **(by_class if name.startswith("var") else {}))
+    small = replace(shape, transformer=tiny, vqvae=TINY_VQVAE)
+    monkeypatch.setattr(speed_subject, "find_shape", lambda asked: {name: small}[asked])
+    subject = load_subject(None, name, Precision(device="cpu", dtype="bfloat16"))
+    assert subject.is_random
+    assert subject.text == ("none" if name.startswith("var") else "random features")
+    weights = subject.pipeline.transformer
+    assert weights.blocks[0].feed_forward.enter.weight.dtype == torch.bfloat16
+    assert weights.head.weight.dtype == torch.float32
+    assert weights.head.weight.std() > 0
+    workload = Workload(subject, small.resolution, subject.pipeline.defaults)
+    one, other = subject.pipeline.draw_jobs(workload.jobs(2), res=workload.res, options=workload.options)
+    assert not torch.equal(one.pixels, other.pixels)
+    assert len(one.pixels.unique()) > 16  # a picture, not a number that overflowed
+
+
+def test_resolution_of_a_shape_is_its_own() -> None:
+    with pytest.raises(OptionError, match="draws 256 pixels, not 512"):
+        run_bench(Bench(shape="star-256-d16", res=512, effort=Effort.quick()))

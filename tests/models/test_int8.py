@@ -1,0 +1,108 @@
+"""Blocks in int8: near float32, exact in their sums, the same for a token whatever stands beside it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from star_cli.errors import OptionError
+from star_cli.models.int8 import Int8Weight, check_int8, quantize_blocks, round_rows
+from star_cli.pipeline import StarPipeline
+
+
+def numbers(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def test_rounded_rows_are_half_a_step_off_at_most() -> None:
+    rows = numbers(5, 33) * torch.tensor([1e-6, 1e-2, 1.0, 50.0, 0.0])[:, None]
+    whole, steps = round_rows(rows)
+    assert whole.dtype == torch.int8
+    assert ((whole * steps - rows).abs() <= 0.501 * steps).all()
+
+
+@pytest.mark.parametrize("rows", [1, 2, 40, 3000])
+def test_product_is_that_of_the_rounded_numbers(rows: int) -> None:
+    x, weight, bias = numbers(rows, 96), numbers(64, 96, seed=1), numbers(64, seed=2)
+    whole, steps = round_rows(x)
+    rounded, scales = round_rows(weight)
+    expected = (whole.double() @ rounded.double().t()) * steps * scales.t() + bias
+    found = F.linear(x, Int8Weight.of(weight), bias)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-5)
+    assert (found - F.linear(x, weight, bias)).norm() < 0.02 * found.norm()
+
+
+def test_token_is_the_same_alone_and_among_others() -> None:
+    x, weight = numbers(2, 700, 48), Int8Weight.of(numbers(32, 48, seed=1))
+    assert torch.equal(F.linear(x, weight)[1, 5], F.linear(x[1, 5][None], weight)[0])
+
+
+def test_weight_takes_a_byte_and_says_float32() -> None:
+    layer = nn.Linear(48, 32)
+    weight = Int8Weight.of(layer.weight)
+    assert (weight.dtype, weight.shape, weight.nbytes) == (torch.float32, (32, 48), 32 * 48)
+
+
+def test_blocks_drift_little_and_the_head_stays(tiny_pipeline: StarPipeline, own_rounded: StarPipeline) -> None:
+    schedule = tiny_pipeline.schedules[32]
+    condition = tiny_pipeline.text_encoder.encode(["a red circle"])  # type: ignore[union-attr]
+    codes = numbers(1, schedule.length - 1, tiny_pipeline.transformer.config.code_dim)
+    logits = [
+        pipe.transformer(pipe.transformer.prompt(condition), codes, schedule) for pipe in (tiny_pipeline, own_rounded)
+    ]
+    drift = (logits[1] - logits[0]).norm() / logits[0].norm()
+    assert 0 < drift < 0.05
+    head = own_rounded.transformer.head.weight
+    assert not isinstance(head, Int8Weight)
+    assert torch.equal(head, tiny_pipeline.transformer.head.weight)
+
+
+def test_class_model_is_rounded_too(tiny_class_folder: str) -> None:
+    pipe = StarPipeline.from_pretrained(tiny_class_folder, device="cpu", quantize="int8")
+    (image,) = pipe(classes=3)
+    assert image.recipe["quantize"] == "int8"
+
+
+@pytest.mark.parametrize(("dtype", "quantize"), [("bfloat16", None), ("float32", "int8")])
+def test_picture_is_the_same_in_any_batch_in_every_precision(
+    tiny_model_folder: str, dtype: str, quantize: str | None
+) -> None:
+    pipe = StarPipeline.from_pretrained(tiny_model_folder, device="cpu", dtype=dtype, quantize=quantize)
+    steps: list[tuple[int, int]] = []
+    together = pipe(["a red circle", "a star"], num=3, on_scale=lambda *step: steps.append(step))
+    alone = [image for text in ("a red circle", "a star") for seed in range(3) for image in pipe(text, seed=seed)]
+    for one, other in zip(together, alone, strict=True):
+        assert torch.equal(one.pixels, other.pixels)
+        assert one.recipe == other.recipe
+    assert steps == sorted(set(steps))
+    assert steps[-1][0] == steps[-1][1]
+
+
+@pytest.mark.parametrize(
+    ("device", "dtype", "words"),
+    [("meta", torch.float32, "on a CPU only"), ("cpu", torch.bfloat16, "with float32 alone")],
+)
+def test_int8_is_refused_where_it_is_not_there(device: str, dtype: torch.dtype, words: str) -> None:
+    with pytest.raises(OptionError, match=words):
+        check_int8(torch.device(device), dtype)
+
+
+def test_processor_that_overflows_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "_int_mm", lambda a, b: torch.full((8, 8), -(2**15), dtype=torch.int32))
+    with pytest.raises(OptionError, match="exactly"):
+        check_int8(torch.device("cpu"), torch.float32)
+
+
+def test_unknown_rounding_is_refused(tiny_model_folder: str) -> None:
+    with pytest.raises(OptionError, match="--quantize must be none or int8, not int4"):
+        StarPipeline.from_pretrained(tiny_model_folder, quantize="int4")
+
+
+@pytest.fixture
+def own_rounded(tiny_model_folder: str) -> StarPipeline:
+    pipe = StarPipeline.from_pretrained(tiny_model_folder, device="cpu", dtype="float32")
+    quantize_blocks(pipe.transformer)
+    return pipe
