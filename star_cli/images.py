@@ -157,7 +157,7 @@ def write_whole(path: Path | str, data: bytes, overwrite: bool = False, scratch:
     except FileExistsError as error:
         raise _exists(path) from error
     except OSError as error:
-        raise OutputError(f"cannot write {path}: {error.strerror or error}", _way_out(error)) from error
+        raise OutputError(f"cannot write {path}: {error.strerror or error}", way_out(error)) from error
 
 
 def check_target(path: Path, overwrite: bool = False) -> None:
@@ -197,6 +197,15 @@ def check_writable(folder: Path) -> None:
         ) from error
 
 
+def way_out(error: OSError) -> str | None:
+    """What a user can do about a disk that takes nothing, as a hint."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return "make room on the disk, or use another folder"
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return "use a folder that you may write to"
+    return None
+
+
 def _exists(path: Path) -> OutputPathError:
     return OutputPathError(f"{path} exists", "use --force to overwrite it, or another name")
 
@@ -221,14 +230,6 @@ def _move(temporary: Path, target: Path, overwrite: bool) -> None:
         else:
             return
     temporary.replace(target)
-
-
-def _way_out(error: OSError) -> str | None:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return "make room on the disk, or use another folder"
-    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return "use a folder that you may write to"
-    return None
 
 
 def _exif(text: str) -> Image.Exif:

@@ -7,7 +7,8 @@ import unicodedata
 from collections.abc import Mapping
 from typing import Any
 
-_LONGEST_NAME = 60
+LONGEST_NAME = 60
+"""Characters."""
 _NOT_A_NAME = re.compile(r"[^a-z0-9]+")
 
 
@@ -18,8 +19,8 @@ def subject_of(recipe: Mapping[str, Any]) -> str:
 
 def name_of(prompt: str) -> str:
     """A file name's beginning, made of a-z, 0-9 and hyphens; "picture" for a prompt without any."""
-    plain = unicodedata.normalize("NFKD", prompt[: 10 * _LONGEST_NAME]).encode("ascii", errors="ignore").decode()
+    plain = unicodedata.normalize("NFKD", prompt[: 10 * LONGEST_NAME]).encode("ascii", errors="ignore").decode()
     name = _NOT_A_NAME.sub("-", plain.lower()).strip("-")
-    if len(name) > _LONGEST_NAME:
-        name = name[: _LONGEST_NAME + 1].rpartition("-")[0] or name[:_LONGEST_NAME]
+    if len(name) > LONGEST_NAME:
+        name = name[: LONGEST_NAME + 1].rpartition("-")[0] or name[:LONGEST_NAME]
     return name or "picture"

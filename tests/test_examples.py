@@ -53,7 +53,7 @@ def script(tmp_path: Path, tiny_model_folder: Path) -> Script:
             capture_output=True,
             text=True,
             check=False,
-            timeout=300,
+            timeout=900,
         )
 
     return run

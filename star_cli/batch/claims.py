@@ -64,16 +64,21 @@ class Claims:
         return len(dead)
 
     def claim(self, job: str) -> bool:
-        """Take a job, unless a run that is alive has it."""
+        """Take a job, unless a run that is alive has it.
+
+        Raises:
+            OSError: a full disk, a folder that is gone.
+        """
         path = self._claims / job
+        self.held.add(job)  # before it is written: a claim that a full disk left empty is given back, too
         try:
             with path.open("x", encoding="utf-8") as file:
                 file.write(self.run)
         except FileExistsError:
             if self._owner(path) not in (None, self.run):
+                self.held.discard(job)
                 return False
             path.write_text(self.run, encoding="utf-8")
-        self.held.add(job)
         return True
 
     def release(self, job: str) -> None:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
+import os
 import shutil
 import threading
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,11 +18,11 @@ from typing import Literal, Self
 from filelock import FileLock
 
 from star_cli.batch.claims import Claims
-from star_cli.batch.journal import JOURNAL_FILE, Journal, Record
+from star_cli.batch.journal import Journal, Record
 from star_cli.batch.plan import Job, job_hash, name_key
-from star_cli.batch.template import check_name, numbered
-from star_cli.errors import OptionError, OutputError, OutputPathError, RecipeError
-from star_cli.images import FORMATS, check_writable, read_recipe, write_whole
+from star_cli.batch.template import JOURNAL_FILE, numbered
+from star_cli.errors import OutputError, OutputPathError
+from star_cli.images import FORMATS, check_writable, read_recipe, way_out, write_whole
 
 HIDDEN = ".star"
 """Folder inside the batch's folder for locks and unfinished files."""
@@ -131,7 +134,7 @@ class BatchFolder:
             file = numbered(job.file, count)
             owner = self.journal.owners.get(name_key(file))
             if owner is None:
-                if not (self.path / file).exists():
+                if not os.path.lexists(self.path / file):  # a link that leads nowhere is somebody's, too
                     return Place(file, overwrite=False), False
                 if self.find_image(file, job.copy) == job.hash:
                     return Place(file, overwrite=False), True
@@ -146,11 +149,11 @@ class BatchFolder:
             return None
         try:
             recipe = read_recipe(path)
-            with Image.open(path) as image:
+            with warnings.catch_warnings(action="ignore"), Image.open(path) as image:
                 image.verify()  # the checksums of a PNG
-            with Image.open(path) as image:
+            with warnings.catch_warnings(action="ignore"), Image.open(path) as image:
                 image.load()  # every pixel is there
-        except (RecipeError, OSError, ValueError, SyntaxError):
+        except Exception:  # Pillow's readers meet damaged files with errors of any kind
             return None
         try:
             return job_hash(recipe, format, copy)
@@ -167,6 +170,8 @@ class BatchFolder:
             again: draw it though it is done, unless that happened after this process began.
         Returns:
             "todo" and where the image goes; else what became of it in the meantime.
+        Raises:
+            OutputError: nothing can be written any more.
         """
         journal = self.journal
         journal.refresh()
@@ -174,8 +179,11 @@ class BatchFolder:
         state: State = "todo" if again and not is_new else self.state(job)
         if state == "kept" or (state == "failed" and is_new):
             return "elsewhere" if is_new and state == "kept" else state, None
-        if not self._claims.claim(job.hash):
-            return "taken", None
+        try:
+            if not self._claims.claim(job.hash):
+                return "taken", None
+        except OSError as error:
+            raise OutputError(f"cannot write into {self.path}: {error.strerror or error}", way_out(error)) from error
         place, is_there = self.place(job)
         if is_there and not again:
             self._finish(self.found(job, place.file))
@@ -204,12 +212,14 @@ class BatchFolder:
             self._check_there()
             try:
                 target.parent.mkdir(parents=True, exist_ok=True)
-                write_whole(target, data, overwrite=place.overwrite, scratch=self._claims.scratch)
+                write_whole(target, data, overwrite=place.overwrite, scratch=self._scratch_for(target.parent))
                 return file
             except OutputPathError:
-                if place.overwrite or not target.is_file():
+                if place.overwrite or not os.path.lexists(target):
                     raise
             except OSError as error:
+                if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                    raise OutputError(f"cannot make {target.parent}: {error.strerror}", way_out(error)) from error
                 raise OutputPathError(f"cannot make {target.parent}: {error.strerror or error}") from error
 
     def finish(self, record: Record) -> None:
@@ -225,6 +235,11 @@ class BatchFolder:
         """Give back a job that was not done."""
         with contextlib.suppress(OSError, OutputError), self.locked():
             self._claims.release(job.hash)
+
+    def _scratch_for(self, parent: Path) -> Path | None:
+        """Where an unfinished file lies; beside its target when a folder inside this one is on another disk."""
+        scratch = self._claims.scratch
+        return scratch if parent.stat().st_dev == scratch.stat().st_dev else None
 
     # -- entering -----------------------------------------------------------------------------------------------------
 
@@ -281,21 +296,9 @@ class BatchFolder:
             copy = 0
             while (job := self.find_image(file, copy)) in seen:
                 copy += 1
-            if job is None or _is_foreign(file):
-                continue
-            seen.add(job)
-            recipe, data = read_recipe(path), path.read_bytes()
-            subject = recipe.get("prompt", recipe.get("class", ""))
-            yield Record(
-                job=job,
-                status="done",
-                file=file,
-                sha256=hashlib.sha256(data).hexdigest(),
-                size_bytes=len(data),
-                res=int(recipe.get("res", 0)),
-                subject=shortened(subject),
-                seed=int(recipe.get("seed", 0)),
-            )
+            if job is not None and (record := _record_of_image(job, file, path)) is not None:
+                seen.add(job)
+                yield record
 
     def _finish(self, record: Record) -> None:
         self.journal.append(record)
@@ -337,9 +340,20 @@ def shortened(subject: str | int) -> str | int:
     return f"{subject[:200]}..." if isinstance(subject, str) and len(subject) > 200 else subject
 
 
-def _is_foreign(file: str) -> bool:
+def _record_of_image(job: str, file: str, path: Path) -> Record | None:
+    """The record of a picture that tells its own job; None when its name or its recipe is none of ours."""
+    recipe, data = read_recipe(path), path.read_bytes()
+    record = Record(
+        job=job,
+        status="done",
+        file=file,
+        sha256=hashlib.sha256(data).hexdigest(),
+        size_bytes=len(data),
+        res=recipe.get("res", 0),
+        subject=shortened(recipe.get("prompt", recipe.get("class", ""))),
+        seed=recipe.get("seed", 0),
+    )
     try:
-        check_name(file, "file")
-    except OptionError:
-        return True
-    return False
+        return Record.from_line(record.to_line())  # a journal with it can be read
+    except ValueError:
+        return None

@@ -16,8 +16,8 @@ from typing import Any, Literal
 from star_cli.batch.plan import name_key
 from star_cli.batch.template import check_name
 from star_cli.errors import OutputError
+from star_cli.images import way_out
 
-JOURNAL_FILE = "star-batch.jsonl"
 VERSION = 1
 
 
@@ -99,6 +99,8 @@ class Journal:
         self._lines = 0
         self._file_number: int | None = None
         self._has_been_read = False
+        self._before: dict[str, Record] = {}
+        """What was known when another program replaced the file: that is not new when it is read again."""
 
     def refresh(self) -> None:
         """Read what was added since the last time.
@@ -146,9 +148,7 @@ class Journal:
                     file.truncate(end)
                     raise
         except OSError as error:
-            raise OutputError(
-                f"cannot write {self.path}: {error.strerror or error}", "make room on the disk"
-            ) from error
+            raise OutputError(f"cannot write {self.path}: {error.strerror or error}", way_out(error)) from error
         self.refresh()
 
     def rewritten(self, found: Iterable[Record]) -> bytes:
@@ -156,6 +156,7 @@ class Journal:
         return b"".join(record.to_line() for record in (*self.records.values(), *found))
 
     def _forget(self) -> None:
+        self._before |= self.records
         self.records.clear()
         self.owners.clear()
         self.damaged.clear()
@@ -176,7 +177,7 @@ class Journal:
         self.records[record.job] = record
         if record.status == "done":
             self.owners[name_key(record.file)] = record.job
-        if self._has_been_read:
+        if self._has_been_read and self._before.get(record.job) != record:
             self.new.add(record.job)
 
     def _ends_open(self, size: int) -> bool:

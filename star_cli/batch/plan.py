@@ -102,11 +102,7 @@ class Plan:
         return self._total
 
     def jobs(self) -> Iterator[Job]:
-        """Every job, in the order of the input. The same input gives the same jobs, whoever asks.
-
-        Raises:
-            OptionError: a name that is too long.
-        """
+        """Every job, in the order of the input. The same input gives the same jobs, whoever asks."""
         subject_key = "class" if self.folder.transformer.conditioning == "class" else "prompt"
         taken: set[str] = set()  # names in small letters: not every system tells A from a
         counts: dict[str, int] = {}

@@ -7,6 +7,7 @@ Ray comes with the extra: pip install 'star-cli[ray]'.
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -98,6 +99,8 @@ def _ray() -> Any:
         import ray.data
     except ImportError as error:
         raise OptionError("--engine ray needs Ray", "pip install 'star-cli[ray]'") from error
+    # its own processes would write warnings to standard error, where ours are
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     if not ray.is_initialized():
         ray.init(log_to_driver=False, include_dashboard=False, logging_level=logging.ERROR)
     ray.data.DataContext.get_current().enable_progress_bars = False

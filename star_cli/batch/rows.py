@@ -5,7 +5,9 @@ Nothing is checked here but the form: what the values mean is for `plan.py`.
 
 from __future__ import annotations
 
+import codecs
 import csv
+import itertools
 import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -66,7 +68,12 @@ def read_rows(file: Iterable[bytes], kind: InputKind) -> Iterator[RawRow | Probl
         "csv": lambda lines: _read_table(lines, ","),
         "tsv": lambda lines: _read_table(lines, "\t"),
     }
-    return readers[kind](_decoded(file))
+    lines = iter(file)
+    first = next(lines, b"")
+    if first.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):  # as some shells on Windows redirect
+        yield Problem(1, "the text is UTF-16: save it as UTF-8")
+        return
+    yield from readers[kind](_decoded(itertools.chain([first], lines)))
 
 
 def _decoded(file: Iterable[bytes]) -> Iterator[str]:

@@ -136,7 +136,7 @@ class BatchRunner:
             self._stopped.set()  # the thread that selects
             if not isinstance(sys.exception(), KeyboardInterrupt):
                 writers.close()
-        self._tell_all([*self._order.take(), *self._order.take_all()], tell)
+                self._tell_all([*self._order.take(), *self._order.take_all()], tell)
         if writers.fatal is not None:
             raise writers.fatal
         summary.is_stopped = self._deadline is not None
@@ -208,6 +208,7 @@ class BatchRunner:
                 for image in self._images(one, told, tell):
                     writers.put(one[given], image, (time.perf_counter() - start) / len(one))
                     given += 1
+                    self._check_deadline()
             except _AbandonedError:
                 raise
             except Exception as error:
@@ -220,8 +221,7 @@ class BatchRunner:
         setting = one[0].job.row.setting
 
         def on_scale(done: int, total: int) -> None:
-            if self._deadline is not None and time.monotonic() > self._deadline:
-                raise _AbandonedError
+            self._check_deadline()
             self._tell_all(self._order.take(), tell)
             tell(Event("drawing", one[0].job, share=done / total, images=len(one)))
 
@@ -231,6 +231,15 @@ class BatchRunner:
         tell(Event("drawing", one[0].job, images=len(one)))
         jobs = [_image_job(todo.job) for todo in one]
         return self._pipe.draw_jobs(jobs, res=setting.res, options=setting.sampling, told=told, on_scale=on_scale)
+
+    def _check_deadline(self) -> None:
+        """Between scales and between images: neither takes long.
+
+        Raises:
+            _AbandonedError: what is in work took too long after a stop.
+        """
+        if self._deadline is not None and time.monotonic() > self._deadline:
+            raise _AbandonedError
 
     def _remarks(self, job: Job) -> Iterator[str]:
         """What there is to say of a row's words, told with the row's first image."""

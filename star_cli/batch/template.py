@@ -10,7 +10,9 @@ import string
 from pathlib import PurePosixPath
 
 from star_cli.errors import OptionError
+from star_cli.generation.options import LARGEST_SEED
 from star_cli.images import FORMATS, SUFFIXES
+from star_cli.names import LONGEST_NAME
 
 DEFAULT_TEMPLATE = "{index:05d}-{slug}-{seed}"
 """Where no template is given; the suffix follows the format."""
@@ -26,6 +28,16 @@ FIELDS: dict[str, int | str] = {
 }
 """What may stand in braces, with an example: place among all images, line of the input, which image of its row, ..."""
 
+JOURNAL_FILE = "star-batch.jsonl"
+"""Beside the images; no folder inside may be called like it."""
+_LONGEST: dict[str, int | str] = {
+    **dict.fromkeys(("index", "line", "number"), 10**9),
+    "seed": LARGEST_SEED,
+    "res": 10**4,
+    **dict.fromkeys(("slug", "model"), "x" * LONGEST_NAME),
+    "hash": "0" * 12,
+}
+"""The longest values of `FIELDS`."""
 _LONGEST_PART, _LONGEST_NAME = 200, 400
 """Bytes. File systems take 255 in a part; the rest is for what makes a name unique."""
 _FORBIDDEN = re.compile(r'[<>:"|?*\\\x00-\x1f\x7f]')
@@ -68,17 +80,11 @@ class NameTemplate:
         self.format = format or named or usual
         self._ending = "" if named else SUFFIXES[self.format]
         check_name(self.name(FIELDS), "--template")
+        _check_length(self.name(_LONGEST), "--template", "shorten it: {slug:.20} is the first 20 letters")
 
     def name(self, values: dict[str, int | str]) -> str:
-        """The file's name, with / between folders.
-
-        Raises:
-            OptionError: a name that is too long.
-        """
-        name = self.text.format_map(values) + self._ending
-        if len(name) > _LONGEST_PART:
-            _check_length(name, "--template")
-        return with_free_stems(name)
+        """The file's name, with / between folders."""
+        return with_free_stems(self.text.format_map(values) + self._ending)
 
 
 def check_name(name: str, what: str) -> None:
@@ -98,6 +104,8 @@ def check_name(name: str, what: str) -> None:
         raise OptionError(f"{what} {name} leads out of the folder", "name a file inside it")
     if any(not part or part == "." for part in parts):
         raise OptionError(f"{what} {name}: a part of it is empty", "name a file")
+    if len(parts) > 1 and parts[0].lower() == JOURNAL_FILE:
+        raise OptionError(f"{what} {name}: {parts[0]} is the journal, not a folder", "give another name")
     for part in parts:
         if part != part.strip() or part.endswith("."):
             raise OptionError(f"{what} {name}: a part begins or ends with a space or ends with a dot", "leave it out")
@@ -140,9 +148,7 @@ def _freed(part: str) -> str:
     return f"{stem.rstrip()}_{dot}{rest}" if _RESERVED.match(stem.rstrip()) else part
 
 
-def _check_length(name: str, what: str) -> None:
+def _check_length(name: str, what: str, hint: str = "shorten it") -> None:
     longest = max(len(part.encode()) for part in name.split("/"))
     if longest > _LONGEST_PART or len(name.encode()) > _LONGEST_NAME:
-        raise OptionError(
-            f"{what} {name[:60]}...: a name of {max(longest, len(name)):,} bytes is too long", "shorten it"
-        )
+        raise OptionError(f"{what} {name[:60]}...: a name of {max(longest, len(name)):,} bytes is too long", hint)

@@ -106,7 +106,8 @@ def main() -> None:
                 for number in (signal.SIGINT, signal.SIGTERM):
                     signal.signal(number, signal.SIG_IGN)
             raise
-    except KeyboardInterrupt:  # it came between the last words of the run and here
+    except KeyboardInterrupt:  # it came while the run said its last words, or between them and here
+        console.say("interrupted")
         sys.exit(INTERRUPTED)
 
 

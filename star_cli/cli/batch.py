@@ -113,7 +113,7 @@ def batch(
     with hushed(debug or is_debug(())):
         work = _workers(plan, values, policy, devices, engine)
         summary = _run(work, plan, where, policy, json, quiet)
-    if contact_sheet is not None:
+    if contact_sheet is not None and not summary.is_stopped:
         _make_sheet(plan, where, policy, contact_sheet, quiet)
     _end(summary, json, quiet)
 

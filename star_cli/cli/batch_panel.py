@@ -34,31 +34,29 @@ class BatchPanel:
         self._total = total
         self._bar = bar
         self._quiet = quiet
-        self._task = None if bar is None else bar.add_task("drawing", total=total, note="")
+        self._task = None if bar is None else bar.add_task("loading", total=total, note="")
         self._counts: dict[str, int] = {}
         self._began: float | None = None
         self._shown = time.monotonic()
         self._prompt = ""
-        self._in_work = 0.0
+        self._doing = "loading"
+        self._in_work = ""
 
     def on_event(self, event: Event) -> None:
         """Take note; show it if the last time was long enough ago."""
         now = time.monotonic()
         if event.kind == "drawing":
-            self._began = self._began or now
-            self._in_work = event.share * event.images
+            self._began, self._doing = self._began or now, "drawing"
+            self._in_work = f"{event.share:.0%} of {event.images} in work" if event.images else ""
             if event.job is not None:
                 self._prompt = subject_in_words(event.job)
         elif event.kind != "warning":
             self._counts[event.kind] = self._counts.get(event.kind, 0) + 1
-            if event.kind == "done":
-                self._in_work = max(0.0, self._in_work - 1)
         if self._quiet:
             return
         if self._bar is not None and self._task is not None and now - self._shown >= _BAR_EVERY_S:
             self._shown = now
-            completed = min(self._total, self.settled + self._in_work)
-            self._bar.update(self._task, completed=completed, note=self._note(now))
+            self._bar.update(self._task, description=self._doing, completed=self.settled, note=self._note(now))
         elif self._bar is None and now - self._shown >= _LINE_EVERY_S:
             self._shown = now
             console.say(f"{self.settled}/{self._total}  {self._note(now)}")
@@ -86,7 +84,7 @@ class BatchPanel:
             parts += [f"{rate:.2f} images/s", f"{clock((self._total - self.settled) / rate)} left"]
         if failed := self._counts.get("failed", 0) + self._counts.get("failed before", 0):
             parts.append(f"{failed} failed")
-        return "  ".join([*parts, self._prompt])
+        return "  ".join(part for part in (*parts, self._in_work, self._prompt) if part)
 
 
 @contextmanager

@@ -18,8 +18,9 @@ from star_cli.cli.errors import Failure, StdoutClosedError, shorten
 from star_cli.errors import OutputError
 
 if TYPE_CHECKING:
-    from rich.progress import Progress, TaskID
+    from rich.progress import Progress, Task, TaskID
     from rich.table import Table
+    from rich.text import Text
 
 OnNamed = Callable[[str, int, int], None]
 
@@ -223,25 +224,35 @@ def bars(quiet: bool) -> Iterator[Progress | None]:
         yield None
         return
     from rich.console import Console
-    from rich.live import Live
 
-    shown = new_bars()
     # Standard output stays what it is: rich would lead it through standard error.
-    with Live(shown, console=Console(stderr=True), transient=True, redirect_stdout=False):
+    with new_bars(console=Console(stderr=True), transient=True, redirect_stdout=False) as shown:
         yield shown
 
 
-def new_bars() -> Progress:
-    """The columns that every bar of ours has; a task brings a `note`."""
+def new_bars(**display: Any) -> Progress:
+    """The columns that every bar of ours has; a task brings a `note`. `display` is for rich, if they stand alone."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+    from rich.table import Column
+
+    class Note(TextColumn):
+        """Gives way where the terminal is narrow, and never takes a second line: rich takes one away too many when it
+        is stopped and goes on.
+        """
+
+        def render(self, task: Task) -> Text:
+            text = super().render(task)
+            text.no_wrap, text.overflow = True, "ellipsis"
+            return text
 
     return Progress(
         SpinnerColumn(),
         TextColumn("{task.description}", markup=False),
-        BarColumn(),
+        BarColumn(bar_width=20),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
-        TextColumn("{task.fields[note]}", markup=False),
+        Note("{task.fields[note]}", markup=False, table_column=Column()),
+        **display,
     )
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
 from star_cli.batch.events import Event
 from star_cli.batch.folder import BatchFolder
@@ -17,6 +19,12 @@ from star_cli.batch.selection import Policy
 from star_cli.batch.template import DEFAULT_TEMPLATE, NameTemplate
 from star_cli.checkpoints.folder import ModelFolder, read_model_folder
 from star_cli.pipeline import StarPipeline
+
+
+def fuzz(usual: int) -> settings:
+    """How many examples hypothesis tries; the environment variable FUZZ_EXAMPLES asks for more."""
+    return settings(max_examples=int(os.environ.get("FUZZ_EXAMPLES", usual)), deadline=None, database=None)
+
 
 PlanOf = Callable[..., Plan]
 RunBatch = Callable[..., tuple[Summary, list[Event]]]

@@ -6,16 +6,20 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 from star_cli.batch.claims import Claims, started, this_host
 from star_cli.batch.folder import HIDDEN, BatchFolder
-from star_cli.batch.journal import JOURNAL_FILE
 from star_cli.batch.plan import Job
+from star_cli.batch.template import JOURNAL_FILE
 from star_cli.errors import OutputError, OutputPathError
+from star_cli.images import encode_image
 from tests.batch.conftest import PlanOf, RunBatch, images_in, leftovers
 
 
@@ -101,7 +105,7 @@ def test_alive_is_touched_while_at_work(tmp_path: Path, monkeypatch: pytest.Monk
     claims.register()
     alive = claims.scratch / "alive"
     os.utime(alive, (0, 0))
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 120
     while alive.stat().st_mtime == 0 and time.monotonic() < deadline:
         time.sleep(0.01)
     assert alive.stat().st_mtime > 0
@@ -192,3 +196,67 @@ def test_a_folder_that_is_gone_is_told_and_not_made_anew(tmp_path: Path, job: Jo
         with pytest.raises(OutputError, match="is gone"):
             claim(folder, job)
     assert not path.exists()
+
+
+def test_a_link_that_leads_nowhere_is_somebodys(tmp_path: Path, plan_of: PlanOf, run_batch: RunBatch) -> None:
+    (tmp_path / "x.png").symlink_to(tmp_path / "nowhere.png")
+    summary, _ = run_batch(plan_of("x", template="{slug}"), tmp_path)
+    assert summary.done == 1
+    assert (tmp_path / "x.png").is_symlink()
+    assert not (tmp_path / "nowhere.png").exists()
+    assert (tmp_path / "x-2.png").is_file()
+
+
+@pytest.mark.skipif(not Path("/dev/shm").is_dir(), reason="no second disk")
+def test_a_folder_inside_may_be_on_another_disk(tmp_path: Path, plan_of: PlanOf, run_batch: RunBatch) -> None:
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as other:
+        if Path(other).stat().st_dev == tmp_path.stat().st_dev:
+            pytest.skip("it is the same disk")
+        (tmp_path / "deep").symlink_to(other)
+        plan = plan_of("x\ny\n", template="deep/{slug}")
+        assert run_batch(plan, tmp_path)[0].done == 2
+        assert sorted(path.name for path in Path(other).iterdir()) == ["x.png", "y.png"]
+        assert run_batch(plan, tmp_path)[0].kept == 2
+
+
+def test_a_disk_that_fills_while_jobs_are_claimed_is_told(
+    tmp_path: Path, job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(self: Path, text: str, encoding: str) -> int:
+        raise OSError(28, "No space left on device")
+
+    leave = tmp_path / HIDDEN / "claims"
+    leave.mkdir(parents=True)
+    (leave / job.hash).touch()  # of a dead run: taken over, and written anew
+    with BatchFolder(tmp_path) as folder:
+        (leave / job.hash).touch()
+        monkeypatch.setattr(Path, "write_text", full)
+        with pytest.raises(OutputError, match="No space left on device") as caught:
+            claim(folder, job)
+        assert caught.value.hint == "make room on the disk, or use another folder"
+        monkeypatch.undo()
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("recipe", [{"prompt": ["x"]}, {"prompt": "x", "seed": "no"}, {"prompt": "x", "res": 1.5}])
+def test_a_picture_with_an_odd_recipe_is_passed_over(tmp_path: Path, recipe: dict[str, Any]) -> None:
+    (tmp_path / "odd.png").write_bytes(encode_image(torch.zeros(8, 8, 3, dtype=torch.uint8), recipe, "png"))
+    (tmp_path / JOURNAL_FILE).write_bytes(b"?\n")
+    for messages in (1, 0):
+        with BatchFolder(tmp_path) as folder:
+            assert (len(folder.messages), folder.journal.records) == (messages, {})
+
+
+def test_redo_goes_on_when_another_process_repairs_the_journal(
+    tmp_path: Path, plan_of: PlanOf, run_batch: RunBatch
+) -> None:
+    plan = plan_of("x\ny\n")
+    run_batch(plan, tmp_path)
+    job, _ = plan.jobs()
+    with BatchFolder(tmp_path) as folder:
+        with (tmp_path / JOURNAL_FILE).open("ab") as journal:
+            journal.write(b'{"v": 1, "jo')
+        with BatchFolder(tmp_path) as other:
+            assert len(other.messages) == 1
+        with folder.locked():
+            assert folder.claim(job, again=True)[0] == "todo"

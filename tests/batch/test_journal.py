@@ -8,11 +8,12 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from star_cli.batch.journal import Journal, Record
 from star_cli.errors import OutputError
+from tests.batch.conftest import fuzz
 
 DONE = Record(job="a" * 64, status="done", file="x/y.png", sha256="b" * 64, seconds=1.5, size_bytes=7, res=32, line=3)
 FAILED = Record(job="c" * 64, status="failed", error="out of memory", subject="a \u2028 cat", seed=2**62)
@@ -120,7 +121,7 @@ RECORDS = [
 ]
 
 
-@settings(max_examples=300, deadline=None)
+@fuzz(200)
 @given(st.lists(st.sampled_from(range(6)) | st.binary(max_size=60)), st.integers(0, 200))
 def test_whatever_stands_between_whole_lines_they_are_read(parts: list[int | bytes], cut: int) -> None:
     lines = [RECORDS[part].to_line() if isinstance(part, int) else part.replace(b"\n", b"") + b"\n" for part in parts]

@@ -144,14 +144,14 @@ def test_lines_of_a_class_model_are_classes(tiny_class_folder: Path) -> None:
     assert first.hash != second.hash  # the second of two equal rows
 
 
-def test_a_hundred_thousand_lines_take_little_memory(plan_of: PlanOf) -> None:
-    text = "".join(f"a red circle to the left of a blue square number {number}\n" for number in range(100_000)).encode()
+def test_many_lines_take_little_memory(plan_of: PlanOf) -> None:
+    text = "".join(f"a red circle to the left of a blue square number {number}\n" for number in range(10_000)).encode()
     tracemalloc.start()
     plan: Plan = plan_of(text)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert len(plan) == 100_000
-    assert peak - len(text) < 40e6
+    assert len(plan) == 10_000
+    assert peak - len(text) < 4e6
 
 
 def test_plans_are_made_without_torch(tiny_model_folder: Path) -> None:

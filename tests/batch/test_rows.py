@@ -6,10 +6,11 @@ import io
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from star_cli.batch.rows import COLUMNS, Problem, RawRow, read_rows
+from tests.batch.conftest import fuzz
 
 
 def read(text: str | bytes, kind: Any = "text") -> list[RawRow | Problem]:
@@ -34,6 +35,12 @@ def test_text_is_a_prompt_a_line_without_comments_and_empty_lines() -> None:
         (6, {"prompt": "a cat # sat"}),
         (7, {"prompt": " last"}),
     ]
+
+
+@pytest.mark.parametrize("kind", ["text", "jsonl", "csv"])
+@pytest.mark.parametrize("code", ["utf-16-le", "utf-16-be"])
+def test_utf16_is_named(kind: str, code: str) -> None:
+    assert problems("\ufeffprompt\n".encode(code), kind) == [(1, "the text is UTF-16: save it as UTF-8")]
 
 
 def test_json_lines_say_any_option() -> None:
@@ -96,7 +103,7 @@ def test_table_that_cannot_be_used_is_named(text: str, line: int, words: str) ->
     assert words in message
 
 
-@settings(max_examples=300, deadline=None)
+@fuzz(200)
 @given(st.binary(max_size=300), st.sampled_from(["text", "jsonl", "csv", "tsv"]))
 def test_any_bytes_are_read_line_by_line(data: bytes, kind: str) -> None:
     lines = data.count(b"\n") + data.count(b"\r") + 1
@@ -106,7 +113,7 @@ def test_any_bytes_are_read_line_by_line(data: bytes, kind: str) -> None:
             assert set(row.values) <= set(COLUMNS)
 
 
-@settings(max_examples=200, deadline=None)
+@fuzz(200)
 @given(st.lists(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\r\n\ufeff"), min_size=1)))
 def test_every_line_of_text_comes_back_as_it_was(prompts: list[str]) -> None:
     wanted = [prompt for prompt in prompts if prompt.strip() and not prompt.lstrip().startswith("#")]

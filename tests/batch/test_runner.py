@@ -17,9 +17,9 @@ import torch
 
 from star_cli.batch.events import Event
 from star_cli.batch.folder import BatchFolder
-from star_cli.batch.journal import JOURNAL_FILE
 from star_cli.batch.runner import BatchRunner, Summary
 from star_cli.batch.selection import Policy
+from star_cli.batch.template import JOURNAL_FILE
 from star_cli.errors import OptionError, OutputError
 from star_cli.images import read_recipe
 from star_cli.pipeline import GeneratedImage, ImageJob, StarPipeline
@@ -342,6 +342,25 @@ def test_a_pass_that_takes_too_long_is_given_up(
         summary = runner.run(lambda event: runner.stop())
     assert (summary.done, summary.is_stopped) == (0, True)
     assert images_in(tmp_path) == {}
+
+
+def test_time_is_looked_at_between_the_images_of_a_pass_too(
+    tmp_path: Path, plan_of: PlanOf, tiny_pipeline: StarPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("star_cli.batch.runner.GRACE_S", -1.0)
+    draw = StarPipeline.draw_jobs
+
+    def draw_jobs(self: StarPipeline, jobs: Sequence[ImageJob], **options: Any) -> Iterator[GeneratedImage]:
+        for number, image in enumerate(draw(self, jobs, **{**options, "on_scale": None})):
+            if number == 1:
+                runner.stop()
+            yield image
+
+    monkeypatch.setattr(StarPipeline, "draw_jobs", draw_jobs)
+    with BatchFolder(tmp_path) as folder:
+        runner = BatchRunner(tiny_pipeline, plan_of("a\nb\nc\nd\n"), folder, Policy(batch_size=4))
+        summary = runner.run()
+    assert (summary.done, summary.is_stopped, len(images_in(tmp_path))) == (2, True, 2)
 
 
 @pytest.mark.parametrize(

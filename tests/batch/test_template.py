@@ -7,13 +7,13 @@ from pathlib import PurePosixPath, PureWindowsPath
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from star_cli.batch.template import FIELDS, NameTemplate, check_name, numbered
 from star_cli.errors import OptionError
 from star_cli.names import name_of
-from tests.batch.conftest import PlanOf
+from tests.batch.conftest import PlanOf, fuzz
 
 VALUES: dict[str, Any] = {**FIELDS, "index": 7, "slug": "a-red-circle", "seed": 3}
 
@@ -70,6 +70,8 @@ def test_suffix_of_the_template_decides_the_format() -> None:
         ("a\\{slug}", "cannot stand"),
         (" {slug}", "begins or ends with a space"),
         ("x" * 300, "is too long"),
+        ("{slug}{slug}{slug}{slug}", "is too long"),
+        ("star-batch.JSONL/{slug}", "is the journal, not a folder"),
         ("", "a part begins with a dot"),
     ],
 )
@@ -90,7 +92,10 @@ def test_names_of_windows_devices_are_avoided(slug: str, name: str) -> None:
     assert NameTemplate("{slug}/x").name({**VALUES, "slug": slug}) == f"{slug}_/x.png"
 
 
-@pytest.mark.parametrize("name", ["../x.png", "/x.png", "a/../../x.png", "x\0.png", "a:b.png", "con./x", ".", "a/.b"])
+@pytest.mark.parametrize(
+    "name",
+    ["../x.png", "/x.png", "a/../../x.png", "x\0.png", "a:b.png", "con./x", ".", "a/.b", "star-batch.jsonl/x.png"],
+)
 def test_name_that_leads_out_or_is_illegal_is_refused(name: str) -> None:
     with pytest.raises(OptionError):
         check_name(name, "out")
@@ -109,7 +114,7 @@ TEMPLATES = [
 ]
 
 
-@settings(max_examples=500, deadline=None)
+@fuzz(200)
 @given(st.text(min_size=1), st.sampled_from(TEMPLATES), st.integers(0, 2**63 - 1))
 def test_any_prompt_gives_a_legal_name(prompt: str, template: str, seed: int) -> None:
     name = NameTemplate(template).name({**VALUES, "slug": name_of(prompt), "seed": seed})
@@ -117,7 +122,7 @@ def test_any_prompt_gives_a_legal_name(prompt: str, template: str, seed: int) ->
     assert name.isascii()
 
 
-@settings(max_examples=300, deadline=None)
+@fuzz(200)
 @given(st.text(st.sampled_from("{}sluginde:05d/.\\con \x00é.-%!"), max_size=30))
 def test_any_template_is_refused_or_gives_legal_names(text: str) -> None:
     try:
@@ -132,7 +137,7 @@ OUT = st.text(st.sampled_from("ab/.\\ Con:é\u0301É?-"), min_size=1, max_size=1
 
 
 def test_any_rows_give_unique_legal_names_inside_the_folder(plan_of: PlanOf) -> None:
-    @settings(max_examples=100, deadline=None)
+    @fuzz(100)
     @given(
         st.lists(st.tuples(st.sampled_from(["Aux", "a cat", "A CAT!", "赤"]), st.none() | OUT), min_size=1, max_size=12)
     )

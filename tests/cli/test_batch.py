@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -45,7 +46,7 @@ def test_a_file_of_prompts_is_drawn_into_a_folder_of_its_name(batch: Star, folde
         0,
         "prompts/00001-a-red-circle-0.png\nprompts/00002-a-cat-0.png\n",
     ), result.stderr
-    assert result.stderr.startswith("2 drawn in 0:0")
+    assert re.fullmatch(r"2 drawn in \d+:\d\d \(.* images/s\)", result.stderr.splitlines()[-1])
     names = sorted(path.name for path in (folder / "prompts").iterdir())
     assert names == ["00001-a-red-circle-0.png", "00002-a-cat-0.png", "star-batch.jsonl"]
 

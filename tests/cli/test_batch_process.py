@@ -1,4 +1,7 @@
-"""`star batch` as a process: killed, interrupted, twice at once, on a full disk, with a large input."""
+"""`star batch` as a process: killed, interrupted, twice at once, on a full disk, with a large input.
+
+What needs no process of its own runs in this one. Nothing here depends on how fast the machine is.
+"""
 
 from __future__ import annotations
 
@@ -11,12 +14,17 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+from typer.testing import Result
 
 from star_cli.images import read_recipe
-from tests.cli.command import Start
+from tests.cli.command import Star, Start
+from tests.cli.conftest import COMMAND
 
+PATIENCE_S = 900.0
+"""Longer means that a process hangs, not that the machine is busy."""
 Run = Callable[..., "subprocess.Popen[bytes]"]
 JOURNAL = "star-batch.jsonl"
 
@@ -29,6 +37,18 @@ def run(start: Start, tiny_model_folder: Path) -> Run:
         return start("batch", *arguments, "--model", tiny_model_folder)
 
     return begin
+
+
+@pytest.fixture
+def here(star: Star, tiny_model_folder: Path) -> Star:
+    """As `run`, in this process; `star batch` must succeed."""
+
+    def run(*arguments: str) -> Result:
+        result = star("batch", *arguments, "--model", tiny_model_folder)
+        assert result.exit_code == 0, result.stderr
+        return result
+
+    return run
 
 
 def write_prompts(folder: Path, count: int) -> str:
@@ -46,92 +66,87 @@ def journalled(folder: Path) -> list[str]:
 
 
 def wait_for(condition: Callable[[], bool], process: subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + 240
+    deadline = time.monotonic() + PATIENCE_S
     while not condition() and process.poll() is None:
         assert time.monotonic() < deadline
         time.sleep(0.002)
 
 
 def finish(process: subprocess.Popen[bytes]) -> tuple[int, bytes, bytes]:
-    stdout, stderr = process.communicate(timeout=240)
+    stdout, stderr = process.communicate(timeout=PATIENCE_S)
     return process.returncode, stdout, stderr
 
 
-def test_killed_at_any_moment_it_goes_on_where_it_was(run: Run, folder: Path) -> None:
-    name = write_prompts(folder, 60)
+def test_killed_at_any_moment_it_goes_on_where_it_was(run: Run, here: Star, folder: Path) -> None:
+    write_prompts(folder, 5000)  # so many that no process comes to the end before it is killed
     chance = random.Random(0)
     out = folder / "out"
     for _ in range(3):
-        process = run(name, "--out", "out", "--batch-size", "4")
+        process = run("prompts.txt", "--out", "out", "--batch-size", "4")
         wanted = len(journalled(out)) + chance.randrange(1, 12)
         wait_for(lambda: len(journalled(out)) >= wanted, process)  # noqa: B023 - called at once
         time.sleep(chance.random() / 20)
         process.kill()
-        process.wait()
+        assert process.wait() == -signal.SIGKILL
     before = journalled(out)
-    code, stdout, stderr = finish(run(name, "--out", "out"))
-    assert code == 0, stderr
-    assert b"cleaned up after a run that was stopped" in stderr
+    count = len(before) + 20
+    name = write_prompts(folder, count)
+    result = here(name, "--out", "out")
+    assert "cleaned up after a run that was stopped" in result.stderr
     files = journalled(out)
-    assert len(files) == len(set(files)) == 60  # none was drawn again after it was journalled
-    assert not set(stdout.decode().split()) & {f"out/{file}" for file in before}
+    assert len(files) == len(set(files)) == count  # none was drawn again after it was journalled
+    assert not set(result.stdout.split()) & {f"out/{file}" for file in before}
     assert sorted(path.name for path in out.iterdir()) == sorted([*files, JOURNAL])
-    assert finish(run(name, "--out", "whole"))[0] == 0
+    here(name, "--out", "whole")
     assert images_in(folder / "whole") == images_in(out)
 
 
-def test_two_processes_on_one_folder_share_the_work(run: Run, folder: Path) -> None:
+def test_two_processes_on_one_folder_share_the_work(run: Run, here: Star, folder: Path) -> None:
     name = write_prompts(folder, 60)
-    ends = [finish(process) for process in [run(name, "--out", "out", "--batch-size", size) for size in ("1", "3")]]
+    processes = [run(name, "--out", "out", "--batch-size", size) for size in ("1", "3")]
+    ends = [finish(process) for process in processes]
     assert [code for code, _, _ in ends] == [0, 0], ends
     drawn = [set(stdout.decode().split()) for _, stdout, _ in ends]
     assert not drawn[0] & drawn[1]
     assert {f"out/{file}" for file in journalled(folder / "out")} == drawn[0] | drawn[1]
     assert len(journalled(folder / "out")) == 60
-    assert finish(run(name, "--out", "alone"))[0] == 0
+    here(name, "--out", "alone")
     assert images_in(folder / "alone") == images_in(folder / "out")
 
 
-def test_devices_share_the_work_in_processes_of_their_own(run: Run, folder: Path) -> None:
+def test_devices_share_the_work_in_processes_of_their_own(run: Run, here: Star, folder: Path) -> None:
     name = write_prompts(folder, 30)
     code, stdout, stderr = finish(run(name, "--out", "out", "--devices", "cpu,cpu", "--batch-size", "2"))
     assert code == 0, stderr
     assert stdout.decode().split() == [f"out/{number + 1:05d}-prompt-{number}-0.png" for number in range(30)]
     assert len(journalled(folder / "out")) == 30
-    assert finish(run(name, "--out", "alone"))[0] == 0
+    here(name, "--out", "alone")
     assert images_in(folder / "alone") == images_in(folder / "out")
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_ends_it_in_good_order(run: Run, folder: Path, number: signal.Signals) -> None:
-    process = run(write_prompts(folder, 5000), "--out", "out")
-    assert process.stdout is not None
-    assert process.stdout.readline().startswith(b"out/00001-")
-    sent = time.monotonic()
-    process.send_signal(number)
-    code, _, stderr = finish(process)
-    assert (code, stderr.splitlines()[-1]) == (130, b"interrupted")
-    assert time.monotonic() - sent < 30  # 5 s and more, for a busy machine
-    assert b"missing" in stderr
-    out = folder / "out"
-    assert sorted(images_in(out)) == sorted(journalled(out))
-    assert not (out / ".star").exists()
-    assert all(read_recipe(path)["seed"] == 0 for path in out.glob("*.png"))
-
-
-def test_a_second_signal_ends_it_at_once(run: Run, folder: Path) -> None:
-    process = run(write_prompts(folder, 5000), "--out", "out")
-    assert process.stdout is not None
-    process.stdout.readline()
-    for _ in range(2):
-        process.send_signal(signal.SIGINT)
-        time.sleep(0.01)
-    code, _, stderr = finish(process)
-    assert (code, stderr.splitlines()[-1]) == (130, b"interrupted")
+def test_signals_end_it_in_good_order_or_at_once(run: Run, folder: Path) -> None:
+    name = write_prompts(folder, 5000)
+    signals = {"int": [signal.SIGINT], "term": [signal.SIGTERM], "twice": [signal.SIGINT, signal.SIGINT]}
+    processes = {out: run(name, "--out", out, "--contact-sheet", f"{out}.png") for out in signals}
+    for out, process in processes.items():
+        assert process.stdout is not None
+        assert process.stdout.readline().startswith(f"{out}/00001-".encode())
+        for number in signals[out]:
+            process.send_signal(number)
+            time.sleep(0.01)  # for the second one may come at any moment of the first one's work, but not with it
+        code, _, stderr = finish(process)
+        assert (code, stderr.splitlines()[-1]) == (130, b"interrupted"), stderr
+        assert not (folder / f"{out}.png").exists()
+        images = folder / out
+        assert sorted(images_in(images)) == sorted(journalled(images)) or out == "twice"
+        assert all(read_recipe(path)["seed"] == 0 for path in images.glob("*.png"))
+        if out != "twice":
+            assert b"missing" in stderr
+            assert not (images / ".star").exists()
 
 
 def test_a_full_disk_is_told_and_the_next_call_goes_on(
-    run: Run, folder: Path, environment: dict[str, str], tiny_model_folder: Path
+    here: Star, folder: Path, environment: dict[str, str], tiny_model_folder: Path
 ) -> None:
     """A limit on the size of files stands for the disk: the journal reaches it after some images."""
     name = write_prompts(folder, 30)
@@ -140,17 +155,15 @@ def test_a_full_disk_is_told_and_the_next_call_goes_on(
     def with_limit() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 
-    command = [sys.executable, "-m", "star_cli", "batch", name, "--out", "out", "--model", str(tiny_model_folder)]
-    done = subprocess.run(
-        command, cwd=folder, env=environment, preexec_fn=with_limit, capture_output=True, check=False, timeout=240
-    )
+    command = [*COMMAND, "batch", name, "--out", "out", "--model", str(tiny_model_folder)]
+    limits: dict[str, Any] = {"preexec_fn": with_limit, "timeout": PATIENCE_S, "cwd": folder, "env": environment}
+    done = subprocess.run(command, capture_output=True, check=False, **limits)
     assert done.returncode == 1
     assert b"error: cannot write" in done.stderr
     files = journalled(folder / "out")
     assert 0 < len(files) < 30
     assert not (folder / "out" / ".star").exists()
-    code, _, stderr = finish(run(name, "--out", "out"))
-    assert code == 0, stderr
+    here(name, "--out", "out")
     assert len(journalled(folder / "out")) == 30
 
 
@@ -163,11 +176,10 @@ def test_input_that_changes_while_it_runs_changes_nothing(run: Run, folder: Path
     assert (code, stdout.count(b"\n")) == (0, 40), stderr
 
 
-def test_a_hundred_thousand_lines_start_at_once(
+def test_a_hundred_thousand_lines_are_read_without_torch_in_little_memory(
     folder: Path, environment: dict[str, str], tiny_model_folder: Path
 ) -> None:
-    """In seconds of this process's CPU, which a busy machine does not change much."""
-    seconds, kilobytes = {}, {}
+    kilobytes = {}
     for count in (10, 100_000):
         name = write_prompts(folder, count)
         code = f"""
@@ -177,13 +189,12 @@ from star_cli.batch.template import NameTemplate
 plan = batch._read({name!r}, None, {{"model": {str(tiny_model_folder)!r}}}, NameTemplate())
 first = next(plan.jobs())
 usage = resource.getrusage(resource.RUSAGE_SELF)
-print(len(plan), usage.ru_utime + usage.ru_stime, usage.ru_maxrss, "torch" in sys.modules)
+print(len(plan), usage.ru_maxrss, "torch" in sys.modules)
 """
         done = subprocess.run(
             [sys.executable, "-c", code], cwd=folder, env=environment, capture_output=True, text=True, check=True
         )
-        lines, used_s, used_kb, has_torch = done.stdout.split()
+        lines, used_kb, has_torch = done.stdout.split()
         assert (int(lines), has_torch) == (count, "False")
-        seconds[count], kilobytes[count] = float(used_s), int(used_kb)
-    assert seconds[100_000] < 3
+        kilobytes[count] = int(used_kb)
     assert kilobytes[100_000] - kilobytes[10] < 60_000
