@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -40,6 +41,7 @@ TINY_SAMPLING = SamplingOptions(guidance=2.0, top_k=12, top_p=0.95)
 def pytest_configure() -> None:
     torch.set_num_threads(1)  # threads cost tiny tensors more than they give, most of all on a busy machine
     torch.use_deterministic_algorithms(True)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in what a shell starts in the background
 
 
 def pytest_unconfigure() -> None:

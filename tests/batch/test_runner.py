@@ -107,7 +107,7 @@ def test_every_format_carries_its_recipe(tmp_path: Path, plan_of: PlanOf, run_ba
 def test_words_that_are_not_read_are_told_once_a_row(tmp_path: Path, plan_of: PlanOf, run_batch: RunBatch) -> None:
     _, events = run_batch(plan_of("word " * 40, num=3), tmp_path)
     (warning,) = [event for event in events if event.kind == "warning"]
-    assert warning.message.startswith("word")
+    assert warning.message.startswith("too long, the model does not read: word word")
 
 
 # -- again ------------------------------------------------------------------------------------------------------------
