@@ -91,8 +91,7 @@ class BatchFolder:
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
         """No other thread or process changes claims or journal inside."""
-        with self._threads:
-            self._check_there()
+        with self._threads, self._there():
             try:
                 self._lock.acquire(poll_interval=_POLL_S)
             except OSError as error:
@@ -209,10 +208,11 @@ class BatchFolder:
             file = place.file if place.overwrite else numbered(place.file, count)
             count += 1
             target = self.path / file
-            self._check_there()
             try:
-                target.parent.mkdir(parents=True, exist_ok=True)
-                write_whole(target, data, overwrite=place.overwrite, scratch=self._scratch_for(target.parent))
+                with self._there():
+                    if target.parent != self.path:
+                        target.parent.mkdir(parents=True, exist_ok=True)
+                    write_whole(target, data, overwrite=place.overwrite, scratch=self._scratch_for(target.parent))
                 return file
             except OutputPathError:
                 if place.overwrite or not os.path.lexists(target):
@@ -253,8 +253,22 @@ class BatchFolder:
         except OSError as error:
             raise OutputPathError(f"cannot make folder {self.path}: {error.strerror or error}") from error
 
+    @contextlib.contextmanager
+    def _there(self) -> Iterator[None]:
+        """Inside, the folder is used. It may vanish at any moment: before, then what is done inside would make it anew
+        without a word; or after, then that is why it fails.
+
+        Raises:
+            OutputError: the folder is gone.
+        """
+        self._check_there()
+        try:
+            yield
+        except (OSError, OutputError):
+            self._check_there()
+            raise
+
     def _check_there(self) -> None:
-        """The lock, and folders inside this one, would be made anew without a word."""
         if not self._claims.scratch.is_dir():
             raise OutputError(f"the folder {self.path} is gone", "run the same command again")
 

@@ -269,7 +269,8 @@ def test_a_job_that_no_memory_is_enough_for_fails_alone(
 
 def test_a_name_that_cannot_be_written_fails_alone(tmp_path: Path, plan_of: PlanOf, run_batch: RunBatch) -> None:
     rows = [{"prompt": "x", "out": "a.png"}, {"prompt": "y", "out": "a.png/b.png"}, {"prompt": "z"}]
-    summary, events = run_batch(plan_of("\n".join(map(json.dumps, rows)), "jsonl"), tmp_path, batch_size=1)
+    plan = plan_of("\n".join(map(json.dumps, rows)), "jsonl")
+    summary, events = run_batch(plan, tmp_path, batch_size=1, writers=1)  # one after the other
     assert (summary.done, summary.failed) == (2, 1)
     assert "a.png" in events[1].message
 
@@ -304,7 +305,8 @@ def test_a_folder_that_is_deleted_ends_the_batch(
 
     def delete(jobs: Sequence[ImageJob]) -> None:
         if jobs[0].subject == "prompt 4":
-            shutil.rmtree(path)
+            path.rename(tmp_path / "away")  # at once: writers are at work, and would hold up a removal
+            shutil.rmtree(tmp_path / "away")
 
     failing(tiny_pipeline, monkeypatch, delete)
     with pytest.raises(OutputError, match="is gone"):
