@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from star_cli.batch.plan import Job
 
 _LINE_EVERY_S = 10.0
-_BAR_EVERY_S = 0.1
+_BAR_EVERY_S = 0.3
 _LONGEST_PROMPT = 40
 
 

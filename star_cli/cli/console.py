@@ -225,8 +225,10 @@ def bars(quiet: bool) -> Iterator[Progress | None]:
         return
     from rich.console import Console
 
-    # Standard output stays what it is: rich would lead it through standard error.
-    with new_bars(console=Console(stderr=True), transient=True, redirect_stdout=False) as shown:
+    # Standard output stays what it is: rich would lead it through standard error. Drawing the bars ten times a second,
+    # as rich does, takes some percent of two cores from the pictures.
+    display = {"transient": True, "redirect_stdout": False, "refresh_per_second": 3}
+    with new_bars(console=Console(stderr=True), **display) as shown:
         yield shown
 
 
