@@ -97,6 +97,7 @@ class BatchFolder:
             except OSError as error:
                 raise OutputError(f"cannot lock {self.path}: {error.strerror or error}") from error
             try:
+                self._check_not_made_anew()
                 yield
             finally:
                 self._lock.release()
@@ -210,8 +211,7 @@ class BatchFolder:
             target = self.path / file
             try:
                 with self._there():
-                    if target.parent != self.path:
-                        target.parent.mkdir(parents=True, exist_ok=True)
+                    self._make_below(target.parent)
                     write_whole(target, data, overwrite=place.overwrite, scratch=self._scratch_for(target.parent))
                 return file
             except OutputPathError:
@@ -267,6 +267,25 @@ class BatchFolder:
         except (OSError, OutputError):
             self._check_there()
             raise
+
+    def _check_not_made_anew(self) -> None:
+        """Taking the lock makes its folder, also one that was deleted just before: then that goes again.
+
+        Raises:
+            OutputError: the folder is gone.
+        """
+        if not self._claims.scratch.is_dir():
+            with contextlib.suppress(OSError):  # another process has begun in it
+                (self.path / HIDDEN / "lock").unlink()
+                (self.path / HIDDEN).rmdir()
+                self.path.rmdir()
+        self._check_there()
+
+    def _make_below(self, folder: Path) -> None:
+        """Make a folder and those above it, but never the batch's own, which somebody may just have deleted."""
+        if folder != self.path:
+            self._make_below(folder.parent)
+            folder.mkdir(exist_ok=True)
 
     def _check_there(self) -> None:
         if not self._claims.scratch.is_dir():

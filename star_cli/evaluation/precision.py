@@ -6,11 +6,11 @@ import time
 from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from star_cli.errors import OptionError
 from star_cli.models.int8 import Int8Weight, check_int8
+from star_cli.models.linear import linear
 
 ROWS, WIDTH, REPEATS = 512, 1024, 4
 """Tokens of a guided large scale, width of the published models with 16 blocks, and how often it is done."""
@@ -27,14 +27,14 @@ def measure_speedups() -> dict[str, float | None]:
     x = torch.randn(ROWS, WIDTH, generator=generator)
     weight = torch.randn(WIDTH, WIDTH, generator=generator)
     half = weight.bfloat16()
-    usual = _seconds(lambda: F.linear(x, weight))
-    found: dict[str, float | None] = {"bfloat16": usual / _seconds(lambda: F.linear(x.bfloat16(), half)), "int8": None}
+    usual = _seconds(lambda: linear(x, weight))
+    found: dict[str, float | None] = {"bfloat16": usual / _seconds(lambda: linear(x.bfloat16(), half)), "int8": None}
     try:
         check_int8(x.device, x.dtype)
     except OptionError:
         return found
     rounded = Int8Weight.of(weight)
-    return found | {"int8": usual / _seconds(lambda: F.linear(x, rounded))}
+    return found | {"int8": usual / _seconds(lambda: linear(x, rounded))}
 
 
 def _seconds(product: Callable[[], Tensor]) -> float:

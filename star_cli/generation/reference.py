@@ -1,7 +1,7 @@
 """The scale loop with nothing clever in it, to compare the others with (STAR; VAR, algorithm 2).
 
 Nothing is prepared, shared or left out: the text is read anew at each scale, keys and values of the scales so far are
-joined each time, and whole rows of logits are sorted (`filter_by_sort`).
+joined each time, linear layers are `F.linear`, and whole rows of logits are sorted (`filter_by_sort`).
 
 Letters: B images, 2B rows under guidance, l tokens of a scale.
 """
@@ -18,6 +18,7 @@ from star_cli.generation.randomness import Randomness
 from star_cli.generation.stable import draw_stable, is_refined
 from star_cli.models.attention import KeysValues
 from star_cli.models.condition import Condition, stack
+from star_cli.models.linear import plain_linear
 from star_cli.models.quantizer import MultiScaleQuantizer
 from star_cli.models.schedule import ScaleSchedule
 from star_cli.models.transformer import StarTransformer
@@ -37,6 +38,7 @@ class JoinedKeysValues:
 
 
 @torch.inference_mode()
+@plain_linear()
 def draw_plainly(
     transformer: StarTransformer,
     quantizer: MultiScaleQuantizer,

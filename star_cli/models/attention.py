@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from star_cli.models.config import TransformerConfig
 from star_cli.models.flex import FlexMask
+from star_cli.models.linear import linear
 from star_cli.models.rope import rotate
 
 LARGEST_PLAIN = 2**26  # scores that one attention may keep for its backward: 128 MiB in bfloat16
@@ -112,7 +113,7 @@ class SelfAttention(nn.Module):
         """
         x = x.to(self.qkv.weight.dtype)
         bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
-        qkv = F.linear(x, self.qkv.weight, bias).unflatten(-1, (3, self.config.heads, -1))  # (B, l, 3, N, K)
+        qkv = linear(x, self.qkv.weight, bias).unflatten(-1, (3, self.config.heads, -1))  # (B, l, 3, N, K)
         queries, keys, values = qkv.permute(2, 0, 3, 1, 4)  # (B, N, l, K) each
         if rotation is not None:  # before the normalisation, as published
             queries, keys = rotate(queries, rotation), rotate(keys, rotation)
@@ -120,7 +121,7 @@ class SelfAttention(nn.Module):
         held = KeysValues(self.gain.keys(keys), values)
         held = KeysValues(held.keys.to(values.dtype), values) if store is None else store.append(held)
         mixed = attend(queries, held, mask, self.config.softmax_scale)
-        return self.out(mixed.transpose(1, 2).flatten(2))
+        return linear(mixed.transpose(1, 2).flatten(2), self.out.weight, self.out.bias)
 
 
 class CrossAttention(nn.Module):
@@ -139,7 +140,7 @@ class CrossAttention(nn.Module):
     def text_keys_values(self, states: Tensor) -> KeysValues:
         """Keys and values of text states (B, T, D); computed once per prompt."""
         bias = torch.cat([torch.zeros_like(self.v_bias), self.v_bias])
-        kv = F.linear(states.to(self.kv.weight.dtype), self.kv.weight, bias).unflatten(-1, (2, self.config.heads, -1))
+        kv = linear(states.to(self.kv.weight.dtype), self.kv.weight, bias).unflatten(-1, (2, self.config.heads, -1))
         keys, values = kv.permute(2, 0, 3, 1, 4)  # (B, N, T, K) each
         return KeysValues(self.gain.keys(keys).to(values.dtype), values)
 
@@ -153,8 +154,8 @@ class CrossAttention(nn.Module):
         Returns:
             What to add to the residual stream, (B, l, C).
         """
-        queries = F.linear(x.to(self.q.weight.dtype), self.q.weight, self.q_bias)
+        queries = linear(x.to(self.q.weight.dtype), self.q.weight, self.q_bias)
         queries = queries.unflatten(-1, (self.config.heads, -1)).transpose(1, 2)  # (B, N, l, K)
         queries = self.gain.queries(queries).to(text.values.dtype)
         mixed = attend(queries, text, mask, self.config.softmax_scale)
-        return self.out(mixed.transpose(1, 2).flatten(2))
+        return linear(mixed.transpose(1, 2).flatten(2), self.out.weight, self.out.bias)

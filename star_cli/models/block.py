@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from star_cli.models.attention import AttentionMask, CrossAttention, KeysValues, KeyValueStore, SelfAttention
 from star_cli.models.config import TransformerConfig
+from star_cli.models.linear import linear
 
 Modulation = Sequence[Tensor]
 """Two gains, two scales, two shifts, in this order: of self-attention and of the feed-forward network."""
@@ -60,7 +61,8 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, l, C) -> (B, l, C)."""
-        return self.leave(F.gelu(self.enter(x.to(self.enter.weight.dtype)), approximate="tanh"))
+        hidden = linear(x.to(self.enter.weight.dtype), self.enter.weight, self.enter.bias, gelu=True)
+        return linear(hidden, self.leave.weight, self.leave.bias)
 
 
 class Block(nn.Module):

@@ -85,7 +85,9 @@ def test_what_a_drawing_never_does() -> None:
     assert counts["repeat_interleave"] + counts["polar"] + counts["arange"] == 0  # tables are there
     # of each block: queries, keys, values; the way out; the same of the text; two of the feed-forward network
     of_blocks = MODEL.config.depth * scales * 6
-    assert counts["linear"] == of_blocks + MODEL.config.depth + 1 + (scales - 1) + scales  # text, start, codes, head
+    assert (
+        counts["linear"] + counts["_linear_pointwise"] == of_blocks + MODEL.config.depth + 1 + (scales - 1) + scales
+    )  # text, start, codes, head
 
 
 def test_bytes_of_an_image() -> None:

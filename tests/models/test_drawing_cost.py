@@ -14,6 +14,7 @@ from star_cli.generation.randomness import random_generators
 from star_cli.generation.sampler import draw
 from star_cli.models.config import VQVAEConfig
 from star_cli.models.drawing_cost import Drawing, drawing_costs
+from star_cli.models.linear import plain_linear
 from star_cli.models.vqvae import MultiScaleVQVAE
 from tests.models.builders import SIDES, TEXT_TOKENS, TINY_VQVAE, conditions, tiny_transformer
 from tests.models.test_transformer import VARIANTS
@@ -28,8 +29,8 @@ def test_operations_of_the_scale_loop_equal_those_of_the_counter(variant: str, g
     model = tiny_transformer(**changes)
     quantizer = MultiScaleVQVAE(TINY_VQVAE).quantizer
     options = SamplingOptions(guidance=guidance, top_k=8)
-    # the counter knows the products of this backend, and not those of the fused one on a CPU
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+    # the counter knows the products of this backend, and not those of the fused one on a CPU, nor oneDNN's
+    with sdpa_kernel(SDPBackend.MATH), plain_linear(), FlopCounterMode(display=False) as counter:
         draw(model, quantizer, *conditions(model.config, IMAGES), SIDES, options, random_generators([0, 1]))
     costs = drawing_costs(
         Drawing(

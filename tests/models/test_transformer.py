@@ -229,8 +229,8 @@ def test_each_branch_of_each_block_counts_by_its_own_weight() -> None:
             branches = torch.ones(2, 2, 1)
             branches[block, branch] = 0
             results.append(model(model.prompt(prompts), given_input, SIDES, branches=branches))
-            layer = model.blocks[block].feed_forward.leave if branch else model.blocks[block].self_attention.out  # type: ignore[union-attr]
-            hook = layer.register_forward_hook(lambda _module, _given, result: result * 0)
+            part = model.blocks[block].feed_forward if branch else model.blocks[block].self_attention
+            hook = part.register_forward_hook(lambda _module, _given, result: result * 0)
             silenced = model(model.prompt(prompts), given_input, SIDES)
             hook.remove()
             torch.testing.assert_close(results[-1], silenced)
