@@ -1,9 +1,9 @@
 """Linear layers, by whichever of torch's libraries does them faster.
 
 On a CPU `F.linear` leaves float32 to MKL. oneDNN, which is there for bfloat16 and convolutions anyway, was faster at
-every size of these models on an AMD EPYC with AVX-512: 1.1 to 1.25 times where there are hundreds of tokens, twice where
-there are a few; and a GELU behind the layer costs next to nothing in it. Sums are added up in another order, so results
-differ in their last bits. A row's result does not depend on the rows beside it in either.
+every size of these models on an AMD EPYC with AVX-512: 1.1 to 1.25 times where there are hundreds of tokens, twice
+where there are a few; and a GELU behind the layer costs next to nothing in it. Sums are added up in another order, so
+results differ in their last bits. A row's result does not depend on the rows beside it in either.
 
 Letters: I numbers in, O numbers out.
 """

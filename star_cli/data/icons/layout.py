@@ -31,8 +31,8 @@ PLACES = {
     "bottom left": (0.25, 0.75),
     "bottom right": (0.75, 0.75),
 }
-SIDES: dict[Size, float] = {"small": 0.36, "medium": 0.68, "large": 0.9}
-_FLOOR = 0.84  # where a thing alone stands on the ground
+SIDES: dict[Size, float] = {"small": 0.4, "medium": 0.8, "large": 0.98}
+_FLOOR = 0.9  # where a thing alone stands on the ground
 
 
 @dataclass(frozen=True)
