@@ -152,7 +152,7 @@ class Maker:
         if recipe.clip is None:
             return self._base_text()
         torch.manual_seed(recipe.seed)
-        clip = ClipStage(recipe.clip.stage, recipe.seed, self._pictures, recipe.data.crop)
+        clip = ClipStage(recipe.clip.stage, recipe.seed, self._own_pictures(recipe.clip.source), recipe.data.crop)
         self._learn(clip, recipe.clip.loop)
         folder = self.run / TEXT_FOLDER
         with main_first():
@@ -175,7 +175,8 @@ class Maker:
             return self._base.load_vqvae(dtype=torch.float32).eval().requires_grad_(False)
         torch.manual_seed(recipe.seed)
         part = recipe.vqvae
-        stage = VQVAEStage(part.model, part.stage, dict(recipe.schedules), part.loop.steps, recipe.seed, self._pictures)
+        pictures = self._own_pictures(part.source)
+        stage = VQVAEStage(part.model, part.stage, dict(recipe.schedules), part.loop.steps, recipe.seed, pictures)
         if part.start_from and not self._is_finished("vqvae"):
             take_over(stage.vqvae, find_model(part.start_from).load_vqvae(dtype=torch.float32))
         self._learn(stage, part.loop)
@@ -273,7 +274,7 @@ class Maker:
         schedules, drop, seed = dict(recipe.schedules), part.stage.drop_text, recipe.seed
         wanted = {resolution: schedules[resolution] for resolution in {each.resolution for each in part.portions}}
         own = part.source if isinstance(part, StarRecipe) else ""
-        pictures = self._open(own) if own else self._pictures
+        pictures = self._own_pictures(own)
         if data.cache and not own:
             cache = open_cache(
                 data.cache, vqvae=self._vqvae, text_encoder=self._text[0], schedules=wanted, source=pictures
@@ -316,6 +317,10 @@ class Maker:
     def _pictures(self) -> CaptionedImages | None:
         """What to learn from; None for the built-in scenes, which every stage knows more about than a caption says."""
         return self._open(self.recipe.data.source)
+
+    def _own_pictures(self, source: str) -> CaptionedImages | None:
+        """Of a stage that names what it learns from; "": the recipe's."""
+        return self._open(source) if source else self._pictures
 
     def _open(self, source: str) -> CaptionedImages | None:
         return None if source == SHAPES else open_source(source, spool_folder=self.run / "shards")

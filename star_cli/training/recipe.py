@@ -50,6 +50,8 @@ class ClipRecipe(Config):
 
     stage: ClipStageConfig
     loop: LoopConfig
+    source: str = ""
+    """What this stage learns from, when it is not `data.source`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +61,8 @@ class VQVAERecipe(Config):
     model: VQVAEConfig
     stage: VQVAEStageConfig
     loop: LoopConfig
+    source: str = ""
+    """What this stage learns from, when it is not `data.source`."""
     start_from: str = ""
     """Model (name or folder) whose encoder and decoder give the first weights, wherever names and shapes agree; "":
     none, from nothing."""
@@ -322,18 +326,22 @@ def _transformer(given: Mapping[str, Any], said: Mapping[str, Any]) -> Transform
 def _clip(values: Mapping[str, Any] | None) -> ClipRecipe | None:
     if values is None:
         return None
-    _refuse_unknown("clip", values, "stage", "loop")
+    plain = ("source",)
+    _refuse_unknown("clip", values, "stage", "loop", *plain)
     return ClipRecipe(
-        stage=ClipStageConfig.from_dict(values.get("stage", {})), loop=LoopConfig.from_dict(values["loop"])
+        **{key: values[key] for key in plain if key in values},
+        stage=ClipStageConfig.from_dict(values.get("stage", {})),
+        loop=LoopConfig.from_dict(values["loop"]),
     )
 
 
 def _vqvae(values: Mapping[str, Any] | None) -> VQVAERecipe | None:
     if values is None:
         return None
-    _refuse_unknown("vqvae", values, "model", "stage", "loop", "start_from")
+    plain = ("source", "start_from")
+    _refuse_unknown("vqvae", values, "model", "stage", "loop", *plain)
     return VQVAERecipe(
-        start_from=values.get("start_from", ""),
+        **{key: values[key] for key in plain if key in values},
         model=VQVAEConfig.from_dict(values["model"]),
         stage=VQVAEStageConfig.from_dict(values.get("stage", {})),
         loop=LoopConfig.from_dict(values["loop"]),

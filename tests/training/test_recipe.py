@@ -276,6 +276,24 @@ def test_a_stage_may_learn_from_a_source_of_its_own(tmp_path: Path, monkeypatch:
     assert again.exit_code == 0, again.stderr
 
 
+@pytest.mark.parametrize("stage", ["clip", "vqvae"])
+def test_the_first_stages_may_learn_from_sources_of_their_own(tmp_path: Path, stage: str) -> None:
+    run = tmp_path / "run"
+    command = ["train", stage, "--recipe", str(TINY), "--run", str(run), "--threads", "1"]
+    own = tmp_path / "own"
+    own.mkdir()
+    for number in range(12):
+        Image.new("RGB", (40, 40), (20 * number, 90, 200)).save(own / f"{number}.png")
+        (own / f"{number}.txt").write_text(f"colour {number}")
+    result = CliRunner().invoke(app, [*command, "--set", f"{stage}.source={own}"])
+    assert result.exit_code == 0, result.stderr
+    checkpoint = torch.load(sorted((run / stage).glob("checkpoint-*.pt"))[-1], weights_only=True)
+    pictures = int(checkpoint["settings"]["data"]["pictures"])  # stage 1 holds one out
+    assert pictures == {"clip": 12, "vqvae": 11}[stage]
+    wrong = CliRunner().invoke(app, [*command, "--set", f"{stage}.source={tmp_path / 'nowhere'}"])
+    assert (wrong.exit_code, "nowhere" in wrong.stderr) == (2, True)
+
+
 def test_a_vqvae_may_start_from_that_of_a_model(tmp_path: Path, tiny_model_folder: Path) -> None:
     base = read_model_folder(tiny_model_folder).vqvae
     settings = {
