@@ -55,7 +55,7 @@ _BLOCK = re.compile(r"(<!-- figures -->\n).*?(<!-- /figures -->)", re.DOTALL)
 def measurements(gpu: bool) -> Iterator[tuple[str, list[str]]]:
     """Name of each file, and the flags of `star bench` that fill it."""
     for level, flags in LEVELS.items():
-        for dtype in ("float32",) if "int8" in flags else ("float32", "bfloat16"):
+        for dtype in ("float32", "bfloat16"):
             if gpu and "int8" in flags:
                 continue
             named = "-".join(filter(None, (dtype, level)))

@@ -1,4 +1,4 @@
-"""Products of the blocks in int8, on a CPU: a scale for each token and each output, exact sums, float32 around them.
+"""Products of the blocks in int8, on a CPU: a scale for each token and each output, exact sums, floats around them.
 
 Weights are rounded once, to the nearest of 255 steps of each output's largest; activations as they come, each token by
 its own largest. A product therefore does not depend on the rows beside it. A picture still may: attention and norms
@@ -33,20 +33,22 @@ _DTYPE = Tensor.dtype.__get__  # type: ignore[attr-defined]
 
 
 class Int8Weight(Tensor):
-    """The weight (O, I) of a linear layer, one byte a number; to all but `linear` it says that it is float32.
+    """The weight (O, I) of a linear layer, one byte a number; to all but `F.linear` it has the dtype that it had.
 
     A `Tensor` and no layer of its own, for the attention joins the weights of its layers with other biases.
     """
 
     scales: Tensor
     """What one step is worth, by output, (O,) float32."""
+    told: torch.dtype
+    """What it says its dtype is: that of what goes in and comes out."""
 
     @classmethod
     def of(cls, weight: Tensor) -> Self:
-        """Round a float weight (O, I)."""
+        """Round a float32 or bfloat16 weight (O, I)."""
         values, steps = round_rows(weight.detach().float())
         kept = values.t().contiguous().t().as_subclass(cls)  # (I, O) in memory: the layout that the product is fast in
-        kept.scales = steps[:, 0]
+        kept.scales, kept.told = steps[:, 0], weight.dtype
         return kept
 
     @classmethod
@@ -57,11 +59,11 @@ class Int8Weight(Tensor):
         args: Sequence[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        """`F.linear` in int8, the layer's dtype as float32, all else as for any tensor."""
+        """`F.linear` in int8, the dtype as told, all else as for any tensor."""
         if func is F.linear:
             return _linear(*args, **(kwargs or {}))
         if func == _DTYPE:
-            return torch.float32
+            return args[0].told
         with torch._C.DisableTorchFunctionSubclass():
             return func(*args, **(kwargs or {}))
 
@@ -80,7 +82,7 @@ def quantize_blocks(transformer: StarTransformer) -> None:
     """Round the weights of the blocks, in place; the head, and all that follows it, stays float32.
 
     Raises:
-        OptionError: the model is not on a CPU, not float32, or this CPU does not add up int8 products exactly.
+        OptionError: not on a CPU, float16, or this CPU does not add up int8 products exactly.
     """
     check_int8(transformer.start_position.device, transformer.start_position.dtype)
     for block in transformer.blocks:
@@ -94,12 +96,12 @@ def check_int8(device: torch.device, dtype: torch.dtype) -> None:
     """Is int8 there?
 
     Raises:
-        OptionError: not on a CPU, not float32, or this CPU does not add up int8 products exactly.
+        OptionError: not on a CPU, float16, or this CPU does not add up int8 products exactly.
     """
     if device.type != "cpu":
         raise OptionError(f"int8 is there on a CPU only, not on {device.type}", "leave out --quantize, or --device cpu")
-    if dtype != torch.float32:
-        raise OptionError("int8 goes with float32 alone", "leave out --dtype")
+    if dtype not in (torch.float32, torch.bfloat16):
+        raise OptionError("int8 goes with float32 and bfloat16 alone", "leave out --dtype")
     # Processors without VNNI may add pairs of products in 16 bits, which the largest ones overflow.
     largest = torch.full((8, 64), LARGEST, dtype=torch.int8)
     if not (torch._int_mm(largest, -largest.t().contiguous()) == -64 * LARGEST**2).all():
@@ -113,15 +115,18 @@ def _quantize(layer: nn.Module) -> None:
 
 
 def _linear(x: Tensor, weight: Int8Weight, bias: Tensor | None = None) -> Tensor:
-    """`F.linear`, (..., I) -> (..., O) float32."""
+    """`F.linear`, (..., I) -> (..., O) in the dtype of x; float32 between."""
     rows = x.flatten(0, -2)
     out = rows.new_empty(len(rows), weight.shape[0])
     with torch._C.DisableTorchFunctionSubclass():
         values = weight.as_subclass(Tensor).t()  # (I, O)
         at_once = max(1, _AT_ONCE // max(values.shape))
         for part, result in zip(rows.split(at_once), out.split(at_once), strict=True):
-            whole, steps = round_rows(part)
-            torch.mul(torch._int_mm(whole, values), steps, out=result).mul_(weight.scales)
+            whole, steps = round_rows(part.float())
+            own = result if result.dtype == torch.float32 else torch.empty_like(result, dtype=torch.float32)
+            torch.mul(torch._int_mm(whole, values), steps, out=own).mul_(weight.scales)
             if bias is not None:
-                result.add_(bias)
+                own.add_(bias)
+            if own is not result:
+                result.copy_(own)
     return out.unflatten(0, x.shape[:-1])

@@ -40,10 +40,19 @@ def test_token_is_the_same_alone_and_among_others() -> None:
     assert torch.equal(F.linear(x, weight)[1, 5], F.linear(x[1, 5][None], weight)[0])
 
 
-def test_weight_takes_a_byte_and_says_float32() -> None:
-    layer = nn.Linear(48, 32)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_weight_takes_a_byte_and_says_what_it_was(dtype: torch.dtype) -> None:
+    layer = nn.Linear(48, 32, dtype=dtype)
     weight = Int8Weight.of(layer.weight)
-    assert (weight.dtype, weight.shape, weight.nbytes) == (torch.float32, (32, 48), 32 * 48)
+    assert (weight.dtype, weight.shape, weight.nbytes) == (dtype, (32, 48), 32 * 48)
+
+
+def test_bfloat16_goes_in_and_comes_out_and_float32_is_between() -> None:
+    x, weight, bias = (numbers(*shape, seed=shape[0]).bfloat16() for shape in ((40, 96), (64, 96), (64,)))
+    found = F.linear(x, Int8Weight.of(weight), bias)
+    between = F.linear(x.float(), Int8Weight.of(weight.float()), bias.float())
+    assert found.dtype == torch.bfloat16
+    assert torch.equal(found, between.bfloat16())
 
 
 def test_blocks_drift_little_and_the_head_stays(tiny_pipeline: StarPipeline, own_rounded: StarPipeline) -> None:
@@ -66,7 +75,7 @@ def test_class_model_is_rounded_too(tiny_class_folder: str) -> None:
     assert image.recipe["quantize"] == "int8"
 
 
-@pytest.mark.parametrize(("dtype", "quantize"), [("bfloat16", None), ("float32", "int8")])
+@pytest.mark.parametrize(("dtype", "quantize"), [("bfloat16", None), ("float32", "int8"), ("bfloat16", "int8")])
 def test_picture_is_the_same_in_any_batch_in_every_precision(
     tiny_model_folder: str, dtype: str, quantize: str | None
 ) -> None:
@@ -83,7 +92,7 @@ def test_picture_is_the_same_in_any_batch_in_every_precision(
 
 @pytest.mark.parametrize(
     ("device", "dtype", "words"),
-    [("meta", torch.float32, "on a CPU only"), ("cpu", torch.bfloat16, "with float32 alone")],
+    [("meta", torch.float32, "on a CPU only"), ("cpu", torch.float16, "with float32 and bfloat16 alone")],
 )
 def test_int8_is_refused_where_it_is_not_there(device: str, dtype: torch.dtype, words: str) -> None:
     with pytest.raises(OptionError, match=words):
