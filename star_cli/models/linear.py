@@ -3,7 +3,8 @@
 On a CPU `F.linear` leaves float32 to MKL. oneDNN, which is there for bfloat16 and convolutions anyway, was faster at
 every size of these models on an AMD EPYC with AVX-512: 1.1 to 1.25 times where there are hundreds of tokens, twice
 where there are a few; and a GELU behind the layer costs next to nothing in it. Sums are added up in another order, so
-results differ in their last bits. A row's result does not depend on the rows beside it in either.
+results differ in their last bits. As with MKL, a row's last bits may depend on how many rows come with it; oneDNN's
+did so less often.
 
 Letters: I numbers in, O numbers out.
 """

@@ -164,7 +164,10 @@ def test_recipe_keeps_int8_and_repeats_it(draw: Star, first: Path) -> None:
 
 @pytest.mark.parametrize(
     ("flags", "words"),
-    [(("--dtype", "float16"), "int8 goes with float32 and bfloat16 alone"), (("--compat", "official"), "in float32, not int8")],
+    [
+        (("--dtype", "float16"), "int8 goes with float32 and bfloat16 alone"),
+        (("--compat", "official"), "in float32, not int8"),
+    ],
 )
 def test_int8_beside_what_it_cannot_go_with_is_an_error(draw: Star, flags: tuple[str, str], words: str) -> None:
     result = draw("x", "--quantize", "int8", "--device", "cpu", *flags)
