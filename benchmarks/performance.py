@@ -190,7 +190,7 @@ def main() -> int:
     parser.add_argument("--only", metavar="REGEX", help="measure those whose name has this in it")
     parser.add_argument("--page", type=Path, help="write the tables into this page, between its marks")
     parser.add_argument("more", nargs="*", help="flags for every `star bench`, after --")
-    options = parser.parse_args()
+    options = parser.parse_intermixed_args()  # what follows -- may stand behind options
     if options.work == "measure":
         return 1 if measure(options.folder, options.gpu, options.more, options.only) else 0
     figures = render(read_folder(options.folder))

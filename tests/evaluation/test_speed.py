@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from benchmarks import performance
 from benchmarks.performance import render, scaled_authors_seconds
 from star_cli.errors import ModelNotFoundError, OptionError
 from star_cli.evaluation import speed_subject
@@ -203,3 +205,19 @@ def test_shape_with_random_weights_draws_in_its_dtype(name: str, monkeypatch: py
 def test_resolution_of_a_shape_is_its_own() -> None:
     with pytest.raises(OptionError, match="draws 256 pixels, not 512"):
         run_bench(Bench(shape="star-256-d16", res=512, effort=Effort.quick()))
+
+
+def test_measurements_take_flags_of_star_bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    commands: list[list[str]] = []
+
+    def run(command: list[str], **_rest: object) -> subprocess.CompletedProcess[str]:
+        commands.append(command)
+        return subprocess.CompletedProcess(command, 0, stdout="{}")
+
+    monkeypatch.setattr(subprocess, "run", run)
+    flags = ["measure", str(tmp_path), "--only", "^star-512-d16-bfloat16$", "--", "--repeat", "2"]
+    monkeypatch.setattr("sys.argv", ["performance.py", *flags])
+    assert performance.main() == 0
+    (command,) = commands
+    assert command[-2:] == ["--repeat", "2"]
+    assert (tmp_path / "star-512-d16-bfloat16.json").read_text() == "{}"
