@@ -9,7 +9,7 @@ from star_cli.data.icons.backgrounds import BACKGROUNDS, GROUNDED, LANDSCAPES, P
 from star_cli.data.icons.captions import caption, known_words
 from star_cli.data.icons.catalogue import Catalogue
 from star_cli.data.icons.labels import label_choices, labels
-from star_cli.data.icons.layout import DEFAULT_GROUNDS, PLACES, IconScene, Item
+from star_cli.data.icons.layout import SIDES, DEFAULT_GROUNDS, PLACES, IconScene, Item
 from star_cli.data.icons.scenes import HELD_OUT_SEED, MIXES, SceneMix, default_ground, is_held_out, scene
 from star_cli.data.icons.variants import variant
 from star_cli.data.icons.words import plural
@@ -53,13 +53,13 @@ def test_nothing_is_held_out_on_the_unsaid_grounds() -> None:
 
 
 def scene_items(*keys: str) -> tuple[Item, ...]:
-    return tuple(Item(key, 0.5, 0.5, 0.68) for key in keys)
+    return tuple(Item(key, 0.5, 0.5, SIDES["medium"]) for key in keys)
 
 
 def test_the_simple_mix_has_one_thing_in_one_pose_on_plain_ground(catalogue: Catalogue) -> None:
     for shown in some_scenes(catalogue, MIXES["simple"]):
         (item,) = shown.items
-        assert (item.x, item.y, item.side, item.is_flipped, item.angle) == (0.5, 0.5, 0.68, False, 0)
+        assert (item.x, item.y, item.side, item.is_flipped, item.angle) == (0.5, 0.5, SIDES["medium"], False, 0)
         assert shown.background in PLAIN
 
 
@@ -87,7 +87,7 @@ def test_what_stands_on_the_ground_stands_below_the_horizon(catalogue: Catalogue
         (item,) = shown.items
         thing = catalogue.by_key[item.key]
         if shown.background in GROUNDED and thing.stance != "sky":
-            assert item.y + (thing.look.bottom - 0.5) * item.side == pytest.approx(0.84, abs=1e-3)
+            assert item.y + (thing.look.bottom - 0.5) * item.side == pytest.approx(0.9, abs=1e-3)
 
 
 def test_nothing_has_the_colour_of_a_plain_ground(catalogue: Catalogue) -> None:
