@@ -14,7 +14,7 @@ from star_cli.errors import ModelFolderError, ModelNotFoundError
 SHIPPED = "star-icons"
 """The model that ships, and is used when no other is named."""
 SELF_SUFFICIENT = "star-shapes"
-"""A smaller one beside it, whose training data the package draws by itself: nothing has to be fetched to go on with it."""
+"""A smaller one beside it, whose training data the package draws by itself: nothing is fetched to go on with it."""
 
 
 def shipped_root() -> Path:
