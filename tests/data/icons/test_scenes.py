@@ -9,7 +9,7 @@ from star_cli.data.icons.backgrounds import BACKGROUNDS, GROUNDED, LANDSCAPES, P
 from star_cli.data.icons.captions import caption, known_words
 from star_cli.data.icons.catalogue import Catalogue
 from star_cli.data.icons.labels import label_choices, labels
-from star_cli.data.icons.layout import SIDES, DEFAULT_GROUNDS, PLACES, IconScene, Item
+from star_cli.data.icons.layout import DEFAULT_GROUNDS, PLACES, SIDES, IconScene, Item
 from star_cli.data.icons.scenes import HELD_OUT_SEED, MIXES, SceneMix, default_ground, is_held_out, scene
 from star_cli.data.icons.variants import variant
 from star_cli.data.icons.words import plural
