@@ -18,7 +18,6 @@ from star_cli.models.attention import AttentionMask, KeyValueStore
 from star_cli.models.block import Block, Prompted
 from star_cli.models.condition import ClassCondition, Condition, TextCondition
 from star_cli.models.config import CrossAttentionRows, TransformerConfig
-from star_cli.models.linear import linear
 from star_cli.models.schedule import ScaleSchedule
 from star_cli.models.stable_head import StableHead
 from star_cli.models.tables import ScheduleTables
@@ -237,7 +236,7 @@ class StarTransformer(nn.Module):
             vector = F.silu(prompted.modulation_vector)
             scale, shift = self.head_modulation(vector)[:, None].chunk(2, dim=-1)  # (B, 1, C) each
             hidden = hidden * (1 + scale) + shift
-        return linear(hidden, self.head.weight, self.head.bias).float()
+        return self.head(hidden).float()
 
     # -- the whole schedule at once ---------------------------------------------------------------------------------
 
