@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Try many seeds of one prompt, look at the sheet, then draw the chosen one large.
 #
-#   examples/seeds-of-a-prompt.sh "a red circle" 16               writes seeds/ and seeds.png
-#   examples/seeds-of-a-prompt.sh "a red circle" 16 7 512         and seed 7 at 512 pixels
+#   examples/seeds-of-a-prompt.sh "a red apple" 16                writes seeds/ and seeds.png
+#   examples/seeds-of-a-prompt.sh "a red apple" 16 7 512          and seed 7 at 512 pixels
 set -euo pipefail
 
 prompt=$1 count=$2

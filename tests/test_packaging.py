@@ -63,7 +63,7 @@ def test_installed_wheel_finds_its_weights(wheel: Path, tmp_path: Path) -> None:
         [sys.executable, "-c", code], cwd=tmp_path, env=environment, check=True, capture_output=True, text=True
     )
     weights = site / "star_cli" / "weights"
-    assert found.stdout.split() == [str(weights), str(weights / "star-shapes")]
+    assert found.stdout.split() == [str(weights), str(weights / "star-icons")]
 
 
 def test_shipped_models_are_small_enough_to_ship() -> None:

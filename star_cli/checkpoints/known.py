@@ -11,8 +11,10 @@ from star_cli.checkpoints.folder import CONFIG_FILE, ModelFolder, read_model_fol
 from star_cli.checkpoints.published import PUBLISHED
 from star_cli.errors import ModelFolderError, ModelNotFoundError
 
-SHIPPED = "star-shapes"
+SHIPPED = "star-icons"
 """The model that ships, and is used when no other is named."""
+SELF_SUFFICIENT = "star-shapes"
+"""A smaller one beside it, whose training data the package draws by itself: nothing is fetched to go on with it."""
 
 
 def shipped_root() -> Path:

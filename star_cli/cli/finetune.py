@@ -45,13 +45,13 @@ def finetune(
 ) -> None:
     """Teach a model a larger resolution, or other data; write the model folder and print its path.
 
-    With no option: the shipped model, from 256 to 512 pixels, on the data it was made from. Stopped runs go on where
-    they were: call it again with the same folders.
+    With no option: star-shapes, which ships and whose data is drawn here, from 256 to 512 pixels. Stopped runs go on
+    where they were: call it again with the same folders.
     """
-    from star_cli.checkpoints.known import SHIPPED, find_model
+    from star_cli.checkpoints.known import SELF_SUFFICIENT, find_model
     from star_cli.training.finetune import default_run, finetune_recipe
 
-    base = find_model(model or SHIPPED)
+    base = find_model(model or SELF_SUFFICIENT)
     wanted = [*(changes or ()), *stage_changes("finetune", steps, rate)]
     recipe = finetune_recipe(base, start, target, data=data, changes=wanted)
     if batch_size is not None:

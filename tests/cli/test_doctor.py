@@ -65,7 +65,7 @@ def test_missing_default_model_is_a_problem(star: Star, shipped: Path) -> None:
     shutil.rmtree(shipped)
     result = star("doctor")
     assert result.exit_code == 1
-    assert "problems: no model is called 'star-shapes'" in result.stdout
+    assert "problems: no model is called 'star-icons'" in result.stdout
 
 
 def test_gain_of_other_precisions_is_told_where_auto_is_float32(

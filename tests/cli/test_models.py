@@ -18,7 +18,7 @@ from tests.cli.command import Star
 @pytest.fixture
 def roots(tmp_path: Path, tiny_model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Path]:
     """The default model shipped, another one cached; both are the tiny one."""
-    shipped, cached = tmp_path / "weights" / "star-shapes", tmp_path / "cache" / "models" / "other"
+    shipped, cached = tmp_path / "weights" / "star-icons", tmp_path / "cache" / "models" / "other"
     for path in (shipped, cached):
         shutil.copytree(tiny_model_folder, path)
     for module in (known, command):
@@ -31,14 +31,14 @@ def test_each_model_is_a_line_of_fields(star: Star, roots: dict[str, Path]) -> N
     result = star("models")
     assert (result.exit_code, result.stderr) == (0, "")
     first, second = (line.split("\t") for line in result.stdout.splitlines())
-    assert [*first[:1], *first[2:]] == ["star-shapes", "32, 64", "MIT", "shipped", str(roots["shipped"])]
+    assert [*first[:1], *first[2:]] == ["star-icons", "32, 64", "MIT", "shipped", str(roots["shipped"])]
     assert [*second[:1], *second[2:]] == ["other", "32, 64", "MIT", "cached", str(roots["cached"])]
     assert first[1].endswith(" MB")
 
 
 def test_json_says_the_same_for_programs(star: Star, roots: dict[str, Path]) -> None:
     first, second = map(json.loads, star("models", "--json").stdout.splitlines())
-    assert (first["name"], first["is_default"], first["resolutions"]) == ("star-shapes", True, [32, 64])
+    assert (first["name"], first["is_default"], first["resolutions"]) == ("star-icons", True, [32, 64])
     assert (second["name"], second["is_default"], second["source"]) == ("other", False, "cached")
     assert first["size_bytes"] == second["size_bytes"] > 1000
 
@@ -48,7 +48,7 @@ def test_terminal_gets_a_table(star: Star, roots: dict[str, Path], monkeypatch: 
     monkeypatch.setenv("COLUMNS", "200")
     header, first, second = star("models").stdout.splitlines()
     assert header.split() == ["name", "size", "resolutions", "licence", "source", "folder"]
-    assert first.startswith("star-shapes (default)")
+    assert first.startswith("star-icons (default)")
     assert second.startswith("other")
 
 
