@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from benchmarks.speed_drift import read_prompts
 from star_cli.evaluation.speed_subject import Precision, load_subject
 from star_cli.generation.randomness import random_generators
 from star_cli.generation.sampler import draw
@@ -49,8 +50,7 @@ def count_same(first: Drawing, second: Drawing) -> int:
 
 def subjects(options: argparse.Namespace) -> Iterator[tuple[str, StarPipeline, list[str]]]:
     """Every model with its prompts."""
-    usual = (Path(__file__).parent.parent / "prompts" / "icons.txt").read_text(encoding="utf-8").splitlines()
-    lines = [line for line in usual if line.strip() and not line.startswith("#")]
+    lines = read_prompts(Path(__file__).parent.parent / "prompts" / "icons.txt")
     for name in options.model:
         yield name, load_subject(name, None, Precision(dtype="float32")).pipeline, lines[: options.prompts]
     for name in options.shape:

@@ -88,11 +88,16 @@ def measure(
     )
 
 
+def read_prompts(file: Path) -> list[str]:
+    """Its lines, but for empty ones and comments."""
+    lines = file.read_text(encoding="utf-8").splitlines()
+    return [line for line in lines if line.strip() and not line.startswith("#")]
+
+
 def _asked(options: argparse.Namespace) -> tuple[list[tuple[str, Any]], Callable[[Any, Any], Any] | None]:
     """Prompts with what is wanted, and the judge."""
     if options.prompts:
-        lines = options.prompts.read_text(encoding="utf-8").splitlines()
-        asked, judge = [(line, None) for line in lines if line.strip() and not line.startswith("#")], None
+        asked, judge = [(line, None) for line in read_prompts(options.prompts)], None
     else:
         module = importlib.import_module(options.judge)
         asked, judge = list(module.prompts()), module.judge
