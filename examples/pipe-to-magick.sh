@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Standard output into another program: a framed picture, without a file between.
 #
-#   examples/pipe-to-magick.sh "a red circle" framed.png        needs ImageMagick
+#   examples/pipe-to-magick.sh "a red apple" framed.png         needs ImageMagick
 set -euo pipefail
 
 magick=$(command -v magick || command -v convert)

@@ -7,8 +7,8 @@ set -euo pipefail
 dir=${1:-wallpapers}
 day=$(date +%Y%m%d)
 colours=(red green blue yellow orange purple pink white)
-shapes=(circle square triangle diamond star heart cross)
-prompt="a big ${colours[10#$day % ${#colours[@]}]} ${shapes[10#$day % ${#shapes[@]}]} in the middle"
+things=(fox panda whale penguin rocket sailboat sunflower)
+prompt="a ${things[10#$day % ${#things[@]}]} on a ${colours[10#$day % ${#colours[@]}]} background"
 
 mkdir -p "$dir"
 picture="$dir/$day.png"
