@@ -109,7 +109,8 @@ def _body(catalogue: Catalogue, scene: IconScene, rng: random.Random, is_bare: b
     if len(things) == 1:
         if counts[0] == 1:
             return _one(things[0], scene, scene.items[0], rng, is_bare)
-        row = rng.choice(("", "", "", " in a row")) if counts[0] < 4 else ""
+        is_row = len({item.y for item in scene.items}) == 1
+        row = rng.choice(("", "", "", " in a row")) if is_row else ""
         return counted(things[0], counts[0], rng) + row
     nouns = [
         noun(thing, rng, is_bare=is_bare) if count == 1 else counted(thing, count, rng)

@@ -31,7 +31,9 @@ PLACES = {
     "bottom left": (0.25, 0.75),
     "bottom right": (0.75, 0.75),
 }
-SIDES: dict[Size, float] = {"small": 0.4, "medium": 0.8, "large": 0.98}
+# Things have few sizes, and places that are multiples of a sixteenth of the picture apart: the token maps of a thing at
+# one are those at another, moved by whole tokens.
+SIDES: dict[Size, float] = {"small": 0.44, "medium": 0.8, "large": 0.98}
 _FLOOR = 0.9  # where a thing alone stands on the ground
 
 
@@ -96,19 +98,22 @@ def put(thing: IconObject, ground: str, x: float, y: float, side: float, size: S
 _FLOOR_OF = 2 * (_FLOOR - 0.5) / SIDES["medium"]  # where the floor is, in half sides below the centre
 
 
-_COUNTED = {
-    2: ((0.27, 0.5), (0.73, 0.5)),
-    3: ((0.18, 0.5), (0.5, 0.5), (0.82, 0.5)),
-    4: ((0.28, 0.28), (0.72, 0.28), (0.28, 0.72), (0.72, 0.72)),
-}
-_COUNTED_SIDES = {2: 0.44, 3: 0.31, 4: 0.4}
+_TWO = ((0.25, 0.5), (0.75, 0.5))
+_ROW = ((0.1875, 0.5), (0.5, 0.5), (0.8125, 0.5))  # five sixteenths apart
+_TRIANGLE = ((0.5, 0.25), (0.25, 0.75), (0.75, 0.75))
+_SQUARE = ((0.25, 0.25), (0.75, 0.25), (0.25, 0.75), (0.75, 0.75))
+_ROW_SIDE = 0.31
 
 
-def line(things: list[IconObject], ground: str) -> list[Item]:
-    """Two or three in a row, four in a square."""
-    side = _COUNTED_SIDES[len(things)]
-    lower = 0.12 if ground in GROUNDED else 0.0  # a row stands nearer than the horizon
-    spots = _COUNTED[len(things)]
+def together(things: list[IconObject], ground: str) -> list[Item]:
+    """Two or three things from left to right, but three of a kind in a triangle where there is no ground to stand on.
+    Four are always of a kind and never on the ground: they make a square.
+    """
+    if len(things) == 4 or (len(set(things)) == 1 and len(things) == 3 and ground not in GROUNDED):
+        spots = _SQUARE if len(things) == 4 else _TRIANGLE
+        return [put(thing, ground, x, y, SIDES["small"]) for thing, (x, y) in zip(things, spots, strict=True)]
+    side, spots = (SIDES["small"], _TWO) if len(things) == 2 else (_ROW_SIDE, _ROW)
+    lower = 0.125 if ground in GROUNDED else 0.0  # a row stands nearer than the horizon
     return [
         put(thing, ground, x, y + (lower if thing.stance != "sky" else 0.0), side)
         for thing, (x, y) in zip(things, spots, strict=True)
@@ -117,8 +122,9 @@ def line(things: list[IconObject], ground: str) -> list[Item]:
 
 def arrange(first: IconObject, second: IconObject, relation: Relation, ground: str) -> list[Item]:
     """Two things: left and right, top and bottom, or behind and in front."""
+    small = SIDES["small"]
     if relation == "beside":
-        return line([first, second], ground)
+        return together([first, second], ground)
     if relation == "above":
-        return [Item(first.key, 0.5, 0.27, 0.43), put(second, ground, 0.5, 0.73, 0.43)]
-    return [put(first, "", 0.5, 0.4, 0.66), put(second, "", 0.5, 0.76, 0.4)]
+        return [Item(first.key, 0.5, 0.25, small), put(second, ground, 0.5, 0.75, small)]
+    return [put(first, ground, 0.5, 0.5, SIDES["medium"]), put(second, "", 0.5, 0.75, small)]

@@ -18,7 +18,7 @@ from itertools import count
 
 from star_cli.data.icons.backgrounds import FLAT, GROUNDED, LANDSCAPES, PLAIN, VARIANTS
 from star_cli.data.icons.catalogue import Catalogue, IconObject
-from star_cli.data.icons.layout import PLACES, SIDES, IconScene, Item, Relation, Size, arrange, line, put
+from star_cli.data.icons.layout import PLACES, SIDES, IconScene, Item, Relation, Size, arrange, put, together
 from star_cli.errors import OptionError
 from star_cli.models.config import Config
 
@@ -187,7 +187,7 @@ def _draw_count(catalogue: Catalogue, mix: SceneMix, rng: random.Random) -> Icon
     ground = any_ground([thing], rng, plain=0.6)
     if number == 4 and ground in GROUNDED:
         ground = _plain_ground([thing], rng)  # four stand in a square, for which there is no room on the ground
-    return _finish(ground, line([thing] * number, ground), mix, rng, "row")
+    return _finish(ground, together([thing] * number, ground), mix, rng, "row")
 
 
 def _draw_pair(catalogue: Catalogue, mix: SceneMix, rng: random.Random) -> IconScene:
@@ -206,7 +206,7 @@ def _draw_group(catalogue: Catalogue, mix: SceneMix, rng: random.Random) -> Icon
             (one,) = _choose(catalogue, rng)
         things = [many, many, one]
     ground = any_ground(things, rng, plain=0.7)
-    return _finish(ground, line(things, ground), mix, rng, "row")
+    return _finish(ground, together(things, ground), mix, rng, "row")
 
 
 _DRAWN = {

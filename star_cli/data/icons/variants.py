@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from star_cli.data.icons.backgrounds import GROUNDED, LANDSCAPES
 from star_cli.data.icons.catalogue import Catalogue, IconObject
-from star_cli.data.icons.layout import PLACES, IconScene, Relation, arrange, line, put
+from star_cli.data.icons.layout import PLACES, IconScene, Relation, arrange, put, together
 from star_cli.data.icons.scenes import any_ground, is_held_out
 
 
@@ -33,7 +33,7 @@ def _lay_out(catalogue: Catalogue, shown: IconScene, things: list[IconObject], g
     if shown.relation in ("beside", "above", "in front"):
         items = arrange(things[0], things[1], shown.relation, ground)
     elif shown.relation == "row":
-        items = line(things, ground)
+        items = together(things, ground)
     else:
         (old,) = shown.items
         kept = replace(

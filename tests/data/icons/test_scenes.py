@@ -97,6 +97,29 @@ def test_nothing_has_the_colour_of_a_plain_ground(catalogue: Catalogue) -> None:
             assert shown.background not in {thing.look.colour for thing in things}
 
 
+def test_the_same_things_at_two_places_are_whole_tokens_apart(catalogue: Catalogue) -> None:
+    """Of the smallest token map that tells them apart at 256 px, 16 a side."""
+    for shown in some_scenes(catalogue, SceneMix(plain=0, count=1, pair=1, group=1), count=600):
+        first, *others = shown.items
+        assert {item.side for item in shown.items} <= {0.31, SIDES["small"], SIDES["medium"]}
+        for item in others:
+            across, down = 16 * (item.x - first.x), 16 * (item.y - first.y)
+            assert across == pytest.approx(round(across))
+            if shown.background not in GROUNDED:
+                assert down == pytest.approx(round(down))
+
+
+def test_three_of_a_kind_are_said_to_stand_in_a_row_only_where_they_do(catalogue: Catalogue) -> None:
+    rng, said = random.Random(4), Counter[bool]()
+    for shown in some_scenes(catalogue, SceneMix(plain=0, count=1), count=600):
+        is_row = len({item.y for item in shown.items}) == 1
+        assert is_row or len(shown.items) > 2
+        says_row = "in a row" in caption(catalogue, shown, rng)
+        assert is_row or not says_row
+        said[says_row] += 1
+    assert said[True] > 50
+
+
 def test_what_is_not_counted_comes_once(catalogue: Catalogue) -> None:
     for shown in some_scenes(catalogue, count=600):
         for key, count in shown.counts.items():
