@@ -259,11 +259,14 @@ def _fully_shard(stage: Stage, config: LoopConfig, processes: Processes) -> nn.M
 
 
 def _compile(stage: Stage, config: LoopConfig) -> None:
-    """Block by block: compiled once, and used for each of them."""
+    """Block by block: compiled once for each shape of batch, and used for all of them.
+
+    Few kinds of batches take turns; code for any shape, which the second kind would call for, is slower.
+    """
     if not config.compile:
         return
     units: Sequence[nn.Module] = stage.units()
     if not units:
         raise OptionError(f"stage {stage.name} has no blocks to compile", "set loop.compile = false")
     for unit in units:
-        unit.compile()
+        unit.compile(dynamic=False)
