@@ -60,8 +60,8 @@ class SceneMix(Config):
 KINDS = ("plain", "ground", "posed", "count", "pair", "group")
 MIXES = {
     "simple": SceneMix(),
-    "grounds": SceneMix(plain=0.5, ground=0.5),
-    "composed": SceneMix(plain=0.3, ground=0.3, posed=0.08, count=0.14, pair=0.16, group=0.02),
+    "grounds": SceneMix(plain=0.35, ground=0.65),
+    "composed": SceneMix(plain=0.25, ground=0.25, posed=0.08, count=0.18, pair=0.24),
     "full": SceneMix(plain=0.2, ground=0.24, posed=0.14, count=0.16, pair=0.2, group=0.06),
 }
 """Mixtures by name, from the easiest to the hardest."""
