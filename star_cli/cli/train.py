@@ -71,7 +71,7 @@ def train_all(
 
     Stopped runs go on where they were: call it again with the same folders.
     """
-    from star_cli.training.recipe import find_recipe, read_recipe
+    from star_cli.training.recipe_file import find_recipe, read_recipe
 
     path = find_recipe(recipe)
     plan = read_recipe(path, _changes(changes, data))
@@ -141,7 +141,7 @@ def train_star(
 @app.command("show")
 def show(recipe: RecipeOpt = "star-shapes", data: DataOpt = None, changes: SetOpt = None) -> None:
     """Print a whole recipe, each field explained; a start for one of your own."""
-    from star_cli.training.recipe import find_recipe, read_recipe
+    from star_cli.training.recipe_file import find_recipe, read_recipe
 
     typer.echo(read_recipe(find_recipe(recipe), _changes(changes, data)).to_toml(), nl=False)
 
@@ -191,7 +191,7 @@ def _make_stage(
 ) -> None:
     """Train one stage in its run folder; store a model folder when one is asked for."""
     from star_cli.training.making import other_sections
-    from star_cli.training.recipe import find_recipe, read_recipe
+    from star_cli.training.recipe_file import find_recipe, read_recipe
 
     path = find_recipe(recipe_name)
     folder = run or Path("runs") / read_recipe(path, changes).name

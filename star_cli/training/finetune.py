@@ -15,7 +15,8 @@ from star_cli.checkpoints.tensors import stored_dtype
 from star_cli.errors import OptionError
 from star_cli.models.schedule import ScaleSchedule
 from star_cli.training.fields import with_changes
-from star_cli.training.recipe import Recipe, find_recipe, read_recipe, recipe_from_dict
+from star_cli.training.recipe import Recipe
+from star_cli.training.recipe_file import find_recipe, read_recipe, recipe_from_dict
 
 PUBLISHED_SIDES = {
     16: (1, 2, 3, 4, 5, 6, 8, 10, 13, 16),

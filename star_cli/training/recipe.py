@@ -1,10 +1,9 @@
-"""A recipe: one file that says all that decides a model, section by section."""
+"""A recipe: all that decides a model, section by section. `recipe_file.py` reads one."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
-from pathlib import Path
 from typing import Any, Literal
 
 from star_cli.errors import OptionError
@@ -13,8 +12,8 @@ from star_cli.models.config import Config, TransformerConfig, VQVAEConfig
 from star_cli.models.schedule import ScaleSchedule
 from star_cli.models.upscale import LevelRule
 from star_cli.training.clip import ClipStageConfig
-from star_cli.training.config import LoopConfig, read_toml
-from star_cli.training.fields import to_toml, with_changes
+from star_cli.training.config import LoopConfig
+from star_cli.training.fields import to_toml
 from star_cli.training.stable import StableStageConfig
 from star_cli.training.star import StarStageConfig
 from star_cli.training.star_batches import Portion
@@ -22,9 +21,10 @@ from star_cli.training.vqvae_batches import check_crops
 from star_cli.training.vqvae_config import VQVAEStageConfig
 
 STORED = ("float32", "bfloat16", "float16")
-RECIPES = Path(__file__).parent / "recipes"
 STAGES = ("clip", "vqvae", "star", "finetune", "stable")
 """Sections that train something, in this order."""
+PLAIN = ("name", "seed", "licence", "default_resolution", "store", "base")
+"""Fields outside the sections."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -206,7 +206,7 @@ class Recipe(Config):
 
     def to_dict(self) -> dict[str, Any]:
         """The recipe as its file says it, every field written out."""
-        told: dict[str, Any] = {key: getattr(self, key) for key in _PLAIN}
+        told: dict[str, Any] = {key: getattr(self, key) for key in PLAIN}
         told["resolutions"] = {
             str(key): {"sides": list(schedule.sides), "first_level": schedule.first_level}
             for key, schedule in self.schedules.items()
@@ -227,156 +227,6 @@ class Recipe(Config):
             kinds[f"{name}.portions"] = Portion
         kinds["star.model"] = TransformerConfig
         return to_toml(self.to_dict(), kinds)
-
-
-_PLAIN = ("name", "seed", "licence", "default_resolution", "store", "base")
-
-
-def find_recipe(name_or_path: str) -> Path:
-    """A recipe file: a path, or the name of one that is part of the package.
-
-    Raises:
-        OptionError: neither is there.
-    """
-    for path in (Path(name_or_path), RECIPES / f"{name_or_path}.toml"):
-        if path.is_file():
-            return path
-    known = ", ".join(sorted(path.stem for path in RECIPES.glob("*.toml")))
-    raise OptionError(f"no recipe {name_or_path}", f"give a TOML file, or one of: {known}")
-
-
-def read_recipe(path: Path, changes: Sequence[str] = (), done: Mapping[str, Any] | None = None) -> Recipe:
-    """Read and check a whole recipe before any work.
-
-    Args:
-        path: the file.
-        changes: single fields to change, "star.loop.steps=100" (see `fields.with_changes`).
-        done: sections that stand as they are, in place of the file's: of stages that a run has behind it.
-    Raises:
-        OptionError: a field is missing, unknown, or has an unusable value.
-    """
-    values = with_changes(read_toml(path) | dict(done or {}), changes)
-    try:
-        return recipe_from_dict(values)
-    except OptionError as error:
-        raise OptionError(f"{path.name}: {error}", error.hint) from error
-
-
-def recipe_from_dict(values: Mapping[str, Any]) -> Recipe:
-    """A recipe from what its file says.
-
-    Raises:
-        OptionError: a field is missing, unknown, or has an unusable value.
-    """
-    known = {*_PLAIN, "resolutions", "data", "sampling", *STAGES}
-    if unknown := sorted(set(values) - known):
-        raise OptionError(f"unknown field {', '.join(unknown)}", f"known fields: {', '.join(sorted(known))}")
-    try:
-        return _parse(values)
-    except KeyError as error:
-        raise OptionError(f"{error.args[0]} is missing") from error
-    except (AttributeError, TypeError) as error:  # a number where a section should be, words where a number should be
-        raise OptionError(f"a section or field has a value of the wrong kind: {error}") from error
-
-
-def _parse(values: Mapping[str, Any]) -> Recipe:
-    schedules = _schedules(values["resolutions"])
-    clip, vqvae = _clip(values.get("clip")), _vqvae(values.get("vqvae"))
-    star = dict(values["star"]) if "star" in values else None
-    transformer = None
-    if star is not None:
-        given: dict[str, Any] = {"levels": max(schedule.first_level + len(schedule) for schedule in schedules.values())}
-        if vqvae is not None:
-            given |= {"codebook_size": vqvae.model.codebook_size, "code_dim": vqvae.model.code_dim}
-        if clip is not None:
-            given["text_width"] = clip.stage.text_width
-        transformer = _transformer(given, star.pop("model"))
-    return Recipe(
-        **{key: values[key] for key in _PLAIN if key in values or key in ("name", "default_resolution", "licence")},
-        schedules=schedules,
-        data=DataConfig.from_dict(values.get("data", {})),
-        sampling=SamplingOptions.from_dict(values.get("sampling", {})),
-        clip=clip,
-        vqvae=vqvae,
-        transformer=transformer,
-        star=_star(star, "star"),
-        finetune=_star(values.get("finetune"), "finetune"),
-        stable=_stable(values.get("stable")),
-    )
-
-
-def _schedules(values: Mapping[str, Any]) -> dict[int, ScaleSchedule]:
-    """Each resolution has level rows of its own, in the order of the file, unless `first_level` says which."""
-    schedules, level = {}, 0
-    for resolution, said in values.items():
-        sides, first = (said["sides"], said["first_level"]) if isinstance(said, Mapping) else (said, level)
-        schedules[int(resolution)] = ScaleSchedule(tuple(sides), first)
-        level = max(level, first + len(sides))
-    return dict(sorted(schedules.items()))
-
-
-def _transformer(given: Mapping[str, Any], said: Mapping[str, Any]) -> TransformerConfig:
-    """What the other sections decide need not be said again, and must not be said otherwise."""
-    for key, value in given.items():
-        if said.get(key, value) != value:
-            raise OptionError(f"star.model.{key} is {said[key]}, but the other sections make it {value}")
-    return TransformerConfig.from_dict({**given, **said})
-
-
-def _clip(values: Mapping[str, Any] | None) -> ClipRecipe | None:
-    if values is None:
-        return None
-    plain = ("source",)
-    _refuse_unknown("clip", values, "stage", "loop", *plain)
-    return ClipRecipe(
-        **{key: values[key] for key in plain if key in values},
-        stage=ClipStageConfig.from_dict(values.get("stage", {})),
-        loop=LoopConfig.from_dict(values["loop"]),
-    )
-
-
-def _vqvae(values: Mapping[str, Any] | None) -> VQVAERecipe | None:
-    if values is None:
-        return None
-    plain = ("source", "start_from")
-    _refuse_unknown("vqvae", values, "model", "stage", "loop", *plain)
-    return VQVAERecipe(
-        **{key: values[key] for key in plain if key in values},
-        model=VQVAEConfig.from_dict(values["model"]),
-        stage=VQVAEStageConfig.from_dict(values.get("stage", {})),
-        loop=LoopConfig.from_dict(values["loop"]),
-    )
-
-
-def _star(values: Mapping[str, Any] | None, name: str) -> StarRecipe | None:
-    if values is None:
-        return None
-    plain = ("source", "levels_from", "levels_by")
-    _refuse_unknown(name, values, "stage", "loop", "portions", *plain)
-    return StarRecipe(
-        **{key: values[key] for key in plain if key in values},
-        stage=StarStageConfig.from_dict(values["stage"]),
-        loop=LoopConfig.from_dict(values["loop"]),
-        portions=tuple(Portion.from_dict(portion) for portion in values["portions"]),
-    )
-
-
-def _stable(values: Mapping[str, Any] | None) -> StableRecipe | None:
-    if values is None:
-        return None
-    plain = ("first_scale", "blocks", "version")
-    _refuse_unknown("stable", values, "stage", "loop", "portions", *plain)
-    return StableRecipe(
-        stage=StableStageConfig.from_dict(values.get("stage", {})),
-        loop=LoopConfig.from_dict(values["loop"]),
-        portions=tuple(Portion.from_dict(portion) for portion in values["portions"]),
-        **{key: values[key] for key in plain if key in values},
-    )
-
-
-def _refuse_unknown(section: str, values: Mapping[str, Any], *known: str) -> None:
-    if unknown := sorted(set(values) - set(known)):
-        raise OptionError(f"{section} has no field {', '.join(unknown)}", f"known fields: {', '.join(known)}")
 
 
 def _check_portion(portion: Portion, schedules: Mapping[int, ScaleSchedule]) -> None:

@@ -16,7 +16,7 @@ from star_cli.cli.app import app
 from star_cli.errors import OptionError
 from star_cli.pipeline import StarPipeline
 from star_cli.training.finetune import PUBLISHED_SIDES, finetune_recipe, longer_sides
-from star_cli.training.recipe import find_recipe, read_recipe
+from star_cli.training.recipe_file import find_recipe, read_recipe
 
 
 @given(st.lists(st.integers(1, 40), min_size=1, max_size=12, unique=True).map(sorted), st.integers(1, 128))

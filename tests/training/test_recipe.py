@@ -16,7 +16,7 @@ from star_cli.data.cache import open_cache
 from star_cli.errors import OptionError
 from star_cli.pipeline import StarPipeline
 from star_cli.training.fields import to_toml
-from star_cli.training.recipe import RECIPES, find_recipe, read_recipe, recipe_from_dict
+from star_cli.training.recipe_file import RECIPES, find_recipe, read_recipe, recipe_from_dict
 from star_cli.training.star_batches import StarBatch
 from star_cli.training.star_sources import CachedBatches
 

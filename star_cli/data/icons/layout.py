@@ -98,10 +98,11 @@ def put(thing: IconObject, ground: str, x: float, y: float, side: float, size: S
 _FLOOR_OF = 2 * (_FLOOR - 0.5) / SIDES["medium"]  # where the floor is, in half sides below the centre
 
 
-_TWO = ((0.25, 0.5), (0.75, 0.5))
-_ROW = ((0.1875, 0.5), (0.5, 0.5), (0.8125, 0.5))  # five sixteenths apart
-_TRIANGLE = ((0.5, 0.25), (0.25, 0.75), (0.75, 0.75))
-_SQUARE = ((0.25, 0.25), (0.75, 0.25), (0.25, 0.75), (0.75, 0.75))
+_Spots = tuple[tuple[float, float], ...]
+_TWO: _Spots = ((0.25, 0.5), (0.75, 0.5))
+_ROW: _Spots = ((0.1875, 0.5), (0.5, 0.5), (0.8125, 0.5))  # five sixteenths apart
+_TRIANGLE: _Spots = ((0.5, 0.25), (0.25, 0.75), (0.75, 0.75))
+_SQUARE: _Spots = ((0.25, 0.25), (0.75, 0.25), (0.25, 0.75), (0.75, 0.75))
 _ROW_SIDE = 0.31
 
 
