@@ -35,7 +35,7 @@ ObjectsOpt = Annotated[
     ),
 ]
 MixOpt = Annotated[
-    Literal["simple", "grounds", "composed", "full"],
+    Literal["simple", "grounds", "usual", "composed", "full"],
     typer.Option("--mix", help="From one thing on a plain colour to groups on landscapes."),
 ]
 HeldOutOpt = Annotated[

@@ -74,7 +74,7 @@ def train_all(
     from star_cli.training.recipe_file import find_recipe, read_recipe
 
     path = find_recipe(recipe)
-    plan = read_recipe(path, _changes(changes, data))
+    plan = read_recipe(path, changes or (), data=data)
     make(plan, path.stem, run or Path("runs") / plan.name, out, resume, threads, quiet)
 
 
@@ -91,8 +91,8 @@ def train_clip(
     quiet: options.QuietOpt = False,
 ) -> None:
     """Train stage 0 alone: a small CLIP, whose text tower reads the prompts. Prints the run's folder."""
-    wanted = _changes(changes, data) + stage_changes("clip", steps, rate)
-    _make_stage("clip", recipe, run, wanted, None, resume, threads, quiet)
+    wanted = [*(changes or ()), *stage_changes("clip", steps, rate)]
+    _make_stage("clip", recipe, run, data, wanted, None, resume, threads, quiet)
 
 
 @app.command("vqvae")
@@ -109,10 +109,10 @@ def train_vqvae(
     quiet: options.QuietOpt = False,
 ) -> None:
     """Train stage 1 alone: the multi-scale VQVAE. Prints the run's folder."""
-    wanted = _changes(changes, data) + stage_changes("vqvae", steps, rate)
+    wanted = [*(changes or ()), *stage_changes("vqvae", steps, rate)]
     if batch_size is not None:
         wanted.append(f"vqvae.stage.batch_size={batch_size}")
-    _make_stage("vqvae", recipe, run, wanted, None, resume, threads, quiet)
+    _make_stage("vqvae", recipe, run, data, wanted, None, resume, threads, quiet)
 
 
 @app.command("star")
@@ -134,8 +134,8 @@ def train_star(
 
     Prints the model folder when --out names one, else the run's folder.
     """
-    wanted = _changes(changes, data) + stage_changes("star", steps, rate)
-    _make_stage("star", recipe, run, wanted, batch_size, resume, threads, quiet, model=model, out=out)
+    wanted = [*(changes or ()), *stage_changes("star", steps, rate)]
+    _make_stage("star", recipe, run, data, wanted, batch_size, resume, threads, quiet, model=model, out=out)
 
 
 @app.command("show")
@@ -143,7 +143,7 @@ def show(recipe: RecipeOpt = "star-shapes", data: DataOpt = None, changes: SetOp
     """Print a whole recipe, each field explained; a start for one of your own."""
     from star_cli.training.recipe_file import find_recipe, read_recipe
 
-    typer.echo(read_recipe(find_recipe(recipe), _changes(changes, data)).to_toml(), nl=False)
+    typer.echo(read_recipe(find_recipe(recipe), changes or (), data=data).to_toml(), nl=False)
 
 
 def make(
@@ -181,6 +181,7 @@ def _make_stage(
     stage: str,
     recipe_name: str,
     run: Path | None,
+    data: str | None,
     changes: list[str],
     batch_size: int | None,
     resume: Resume,
@@ -194,8 +195,8 @@ def _make_stage(
     from star_cli.training.recipe_file import find_recipe, read_recipe
 
     path = find_recipe(recipe_name)
-    folder = run or Path("runs") / read_recipe(path, changes).name
-    recipe = read_recipe(path, changes, other_sections(folder, stage)).alone(stage, model, batch_size)
+    folder = run or Path("runs") / read_recipe(path, changes, data=data).name
+    recipe = read_recipe(path, changes, other_sections(folder, stage), data).alone(stage, model, batch_size)
     make(recipe, path.stem, folder, out, resume, threads, quiet, stage)
 
 
@@ -216,7 +217,3 @@ def stage_changes(stage: str, steps: int | None, rate: float | None) -> list[str
     """The flags of a stage as changes of its section."""
     wanted = {"steps": steps, "learning_rate": rate}
     return [f"{stage}.loop.{field}={value}" for field, value in wanted.items() if value is not None]
-
-
-def _changes(changes: list[str] | None, data: str | None) -> list[str]:
-    return [*(changes or ()), *([] if data is None else [f"data.source={data}"])]

@@ -63,7 +63,7 @@ def finetune_recipe(
         },
         "data": {"source": data or source},
         "sampling": base.sampling.to_dict(),
-        "finetune": section | {"levels_from": start},
+        "finetune": section | {"levels_from": start, "source": ""},
     }
     return recipe_from_dict(with_changes(values, changes))
 
@@ -102,9 +102,10 @@ def _defaults(base: ModelFolder, start: int, target: int) -> tuple[dict[str, Any
     except OptionError:
         recipe = None
     if recipe is not None and recipe.finetune is not None:
+        source = recipe.finetune.source or recipe.data.source
         if {portion.resolution for portion in recipe.finetune.portions} <= {start, target}:
-            return recipe.finetune.to_dict(), recipe.seed, recipe.data.source
-        return {**_plain(base, start, target), "loop": recipe.finetune.loop.to_dict()}, recipe.seed, recipe.data.source
+            return recipe.finetune.to_dict(), recipe.seed, source
+        return {**_plain(base, start, target), "loop": recipe.finetune.loop.to_dict()}, recipe.seed, source
     return _plain(base, start, target), 0, str(base.provenance.get("source", "shapes"))
 
 

@@ -41,21 +41,35 @@ def find_recipe(name_or_path: str) -> Path:
     raise OptionError(f"no recipe {name_or_path}", f"give a TOML file, or one of: {known}")
 
 
-def read_recipe(path: Path, changes: Sequence[str] = (), done: Mapping[str, Any] | None = None) -> Recipe:
+def read_recipe(
+    path: Path, changes: Sequence[str] = (), done: Mapping[str, Any] | None = None, data: str | None = None
+) -> Recipe:
     """Read and check a whole recipe before any work.
 
     Args:
         path: the file.
         changes: single fields to change, "star.loop.steps=100" (see `fields.with_changes`).
         done: sections that stand as they are, in place of the file's: of stages that a run has behind it.
+        data: what all stages learn from, those with a source of their own as well; None: as the file says.
     Raises:
         OptionError: a field is missing, unknown, or has an unusable value.
     """
-    values = with_changes(read_toml(path) | dict(done or {}), changes)
+    values = read_toml(path)
+    if data is not None:
+        values = _with_data(values, data)
+    values = with_changes(values | dict(done or {}), changes)
     try:
         return recipe_from_dict(values)
     except OptionError as error:
         raise OptionError(f"{path.name}: {error}", error.hint) from error
+
+
+def _with_data(values: Mapping[str, Any], data: str) -> dict[str, Any]:
+    """What a recipe's file says, but with one source for all stages."""
+    told = {name: section for name, section in values.items() if name in STAGES and isinstance(section, Mapping)}
+    for name, section in told.items():
+        told[name] = {field: value for field, value in section.items() if field != "source"}
+    return {**values, **told, "data": {**values.get("data", {}), "source": data}}
 
 
 def recipe_from_dict(values: Mapping[str, Any]) -> Recipe:

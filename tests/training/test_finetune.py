@@ -44,6 +44,15 @@ def test_the_shipped_model_is_finetuned_as_its_recipe_says() -> None:
     assert (recipe.store, recipe.data.source) == ("float16", "shapes")
 
 
+@pytest.mark.parametrize("data", [None, "shapes:8"])
+def test_a_model_goes_on_with_the_data_of_its_finetune_or_with_what_is_said(data: str | None) -> None:
+    own = read_recipe(find_recipe("star-icons")).finetune
+    recipe = finetune_recipe(find_model("star-icons"), 256, 512, data=data)
+    assert recipe.finetune is not None
+    assert own is not None
+    assert (recipe.data.source, recipe.finetune.source) == (data or own.source, "")
+
+
 def test_a_new_resolution_gets_level_rows_of_its_own() -> None:
     recipe = finetune_recipe(find_model("star-shapes"), 512, 1024, changes=["finetune.loop.steps=5"])
     assert recipe.schedules[1024].sides == (1, 2, 4, 8, 16, 32, 64)

@@ -114,6 +114,16 @@ def test_single_fields_are_changed_and_checked() -> None:
             read_recipe(TINY, [change])
 
 
+def test_data_stands_for_all_sources_of_a_recipe() -> None:
+    path = find_recipe("star-icons")
+    assert read_recipe(path).clip.source  # type: ignore[union-attr]
+    recipe = read_recipe(path, data="shapes:8")
+    parts = [recipe.clip, recipe.vqvae, recipe.star, recipe.finetune]
+    assert (recipe.data.source, [part.source for part in parts if part]) == ("shapes:8", [""] * 4)
+    changed = read_recipe(path, ["clip.source=shapes:9"], data="shapes:8")
+    assert (changed.data.source, changed.clip.source) == ("shapes:8", "shapes:9")  # type: ignore[union-attr]
+
+
 def test_batch_size_keeps_the_proportion_of_portions() -> None:
     recipe = read_recipe(find_recipe("star-shapes")).with_batch_size("star", 8)
     assert recipe.star is not None

@@ -32,6 +32,8 @@ _PATIENCE = 400  # tries of one kind of scene; a pair is held out once in ten
 class SceneMix(Config):
     """How often each kind of scene comes, relative to the others."""
 
+    usual: float = 0.0
+    """One thing in its usual pose on the ground that goes unsaid: what a prompt of one word asks for."""
     plain: float = 1.0
     """One thing in its usual pose on a plain colour."""
     ground: float = 0.0
@@ -54,13 +56,14 @@ class SceneMix(Config):
     @property
     def weights(self) -> tuple[float, ...]:
         """The shares in the order of `KINDS`."""
-        return self.plain, self.ground, self.posed, self.count, self.pair, self.group
+        return self.usual, self.plain, self.ground, self.posed, self.count, self.pair, self.group
 
 
-KINDS = ("plain", "ground", "posed", "count", "pair", "group")
+KINDS = ("usual", "plain", "ground", "posed", "count", "pair", "group")
 MIXES = {
     "simple": SceneMix(),
     "grounds": SceneMix(plain=0.35, ground=0.65),
+    "usual": SceneMix(usual=0.5, plain=0.2, ground=0.3),
     "composed": SceneMix(plain=0.25, ground=0.25, posed=0.08, count=0.18, pair=0.24),
     "full": SceneMix(plain=0.2, ground=0.24, posed=0.14, count=0.16, pair=0.2, group=0.06),
 }
@@ -80,7 +83,7 @@ def scene(catalogue: Catalogue, mix: SceneMix, seed: int) -> IconScene:
     rng = random.Random(f"icons {seed}")
     wants_held_out = seed >= HELD_OUT_SEED
     (kind,) = rng.choices(KINDS, mix.weights)
-    if wants_held_out and kind == "plain":
+    if wants_held_out and kind in ("usual", "plain"):
         kind = "ground"
     for attempt in count():
         if attempt == _PATIENCE:  # among very few things no two are held out
@@ -152,6 +155,12 @@ def _wander(item: Item, jitter: float, rng: random.Random) -> Item:
     )
 
 
+def _draw_usual(catalogue: Catalogue, mix: SceneMix, rng: random.Random) -> IconScene:
+    (thing,) = _choose(catalogue, rng)
+    ground = default_ground([thing])
+    return _finish(ground, [put(thing, ground, 0.5, 0.5, SIDES["medium"])], mix, rng)
+
+
 def _draw_plain(catalogue: Catalogue, mix: SceneMix, rng: random.Random) -> IconScene:
     (thing,) = _choose(catalogue, rng)
     ground = _plain_ground([thing], rng)
@@ -210,6 +219,7 @@ def _draw_group(catalogue: Catalogue, mix: SceneMix, rng: random.Random) -> Icon
 
 
 _DRAWN = {
+    "usual": _draw_usual,
     "plain": _draw_plain,
     "ground": _draw_ground,
     "posed": _draw_posed,
