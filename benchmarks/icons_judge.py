@@ -250,7 +250,7 @@ def drawn(
 
 def _sampling(pipeline: Any, options: argparse.Namespace) -> Any:
     """The model's own sampling defaults, but for what the command line says."""
-    said = {name: getattr(options, name) for name in ("guidance", "top_k", "top_p", "temperature")}
+    said = {name: getattr(options, name) for name in ("guidance", "top_k", "top_p", "temperature", "smooth")}
     return replace(pipeline.defaults, **{name: value for name, value in said.items() if value is not None})
 
 
@@ -374,6 +374,7 @@ def _read_command_line(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--top-k", type=int)
     parser.add_argument("--top-p", type=float)
     parser.add_argument("--temperature", type=float)
+    parser.add_argument("--smooth", type=int)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--json", type=Path, help="write scores and every verdict here")

@@ -10,7 +10,7 @@ from star_cli.checkpoints.folder import ModelFolder
 from star_cli.errors import OptionError
 from star_cli.generation.options import LARGEST_SEED, SamplingOptions
 
-SAMPLING = ("guidance", "top_k", "top_p", "temperature", "stable", "compat", "speed")
+SAMPLING = ("guidance", "top_k", "top_p", "temperature", "smooth", "stable", "compat", "speed")
 """Fields of `SamplingOptions` that are flags and recipe keys, too."""
 
 

@@ -303,7 +303,8 @@ class StarPipeline:
         if options.compat == "official":
             yield self._draw_as_published(jobs, told, schedule, res, options, on_scale)
             return
-        if self._rounds_by_batch and len(jobs) > 1:
+        # draws of tokens hide the last bits, which depend on the size of a batch; a mean of codes shows them
+        if (self._rounds_by_batch or options.smooth) and len(jobs) > 1:
             for row, job in enumerate(jobs):
                 own = (told[0].rows(slice(row, row + 1)), told[1].rows(slice(row, row + 1)))
                 progress = _shift(on_scale, row, len(jobs), 1)
@@ -312,7 +313,8 @@ class StarPipeline:
         drawn = self._draw(told, schedule, options, random_generators([job.seed for job in jobs]), on_scale)
         for row, job in enumerate(jobs):
             token_maps = [token_map[row] for token_map in drawn.token_maps]
-            pixels, recipe = self._decode(token_maps, schedule), self._recipe(job, res, options)
+            f_hat = drawn.f_hat if options.smooth else self._f_hat(token_maps, schedule)
+            pixels, recipe = self._decode(f_hat), self._recipe(job, res, options)
             yield GeneratedImage(pixels, recipe, [token_map.cpu() for token_map in token_maps])
 
     def _schedule(self, res: int) -> ScaleSchedule:
@@ -378,14 +380,14 @@ class StarPipeline:
         return GeneratedImage(to_uint8_truncated(pixels).cpu(), self._recipe(job, res, options), token_maps)
 
     @torch.inference_mode()
-    def _decode(self, token_maps: list[Tensor], schedule: ScaleSchedule) -> Tensor:
-        """Pixels (H, W, 3) uint8 of one image's tokens.
-
-        Alone, for the decoder's activations are the peak of the memory; and from the tokens, for the last bits of the
-        f_hat drawn in a batch depend on its size.
-        """
+    def _f_hat(self, token_maps: list[Tensor], schedule: ScaleSchedule) -> Tensor:
+        """f_hat of one image, (1, C, h, w), anew from its tokens: the last bits of a batch's depend on its size."""
         tokens = [token_map.flatten()[None] for token_map in token_maps]  # (1, l) of each scale
-        f_hat = self.vqvae.quantizer.decode_tokens(tokens, schedule)
+        return self.vqvae.quantizer.decode_tokens(tokens, schedule)
+
+    @torch.inference_mode()
+    def _decode(self, f_hat: Tensor) -> Tensor:
+        """Pixels (H, W, 3) uint8 of one image. Alone, for the decoder's activations are the peak of the memory."""
         decode = self._strip_decoder if self.device.type == "cpu" else self.vqvae.decode
         return to_uint8(decode(f_hat)[0].cpu())
 

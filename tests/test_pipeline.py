@@ -139,6 +139,7 @@ def test_recipe_says_all_that_decides_the_image(tiny_pipeline: StarPipeline, tin
         "top_k": 12,
         "top_p": 0.95,
         "temperature": 1.0,
+        "smooth": 0,
         "stable": False,
         "compat": "none",
         "speed": "exact",

@@ -157,6 +157,8 @@ def job_hash(recipe: Mapping[str, Any], format: str, copy: int = 0) -> str:  # n
     decisive: dict[str, Any] = {name: value for name, value in recipe.items() if name not in _NOT_DECISIVE}
     if decisive.get("speed") == "exact":  # so that pictures of before this option keep their identity
         del decisive["speed"]
+    if decisive.get("smooth") == 0:
+        del decisive["smooth"]
     decisive["format"] = format
     if copy:
         decisive["copy"] = copy

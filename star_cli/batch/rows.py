@@ -22,7 +22,7 @@ _WORDS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0"
 KIND_NAMES = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
 COLUMNS: dict[str, type] = {
     **dict.fromkeys(("prompt", "class", "negative", "out", "format"), str),
-    **dict.fromkeys(("seed", "num", "res", "top_k"), int),
+    **dict.fromkeys(("seed", "num", "res", "top_k", "smooth"), int),
     **dict.fromkeys(("guidance", "top_p", "temperature"), float),
     "stable": bool,
     "speed": str,

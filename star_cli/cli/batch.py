@@ -47,6 +47,7 @@ def batch(
     top_k: options.TopKOpt = None,
     top_p: options.TopPOpt = None,
     temperature: options.TemperatureOpt = None,
+    smooth: options.SmoothOpt = None,
     stable: options.StableOpt = None,
     negative: options.NegativeOpt = None,
     format: options.FormatOpt = None,  # noqa: A002
@@ -87,6 +88,7 @@ def batch(
         "top_k": top_k,
         "top_p": top_p,
         "temperature": temperature,
+        "smooth": smooth,
         "stable": stable,
         "compat": compat,
         "speed": speed,

@@ -15,7 +15,10 @@ from star_cli.errors import OptionError
 
 KEYS: dict[str, type] = {
     "model": str,
-    **{name: COLUMNS[name] for name in ("res", "guidance", "top_k", "top_p", "temperature", "speed", "format")},
+    **{
+        name: COLUMNS[name]
+        for name in ("res", "guidance", "top_k", "top_p", "temperature", "smooth", "speed", "format")
+    },
     "device": str,
     "dtype": str,
 }

@@ -131,6 +131,15 @@ TemperatureOpt = Annotated[
         help="Variety; 0 always takes the likeliest code. Default: the model's.",
     ),
 ]
+SmoothOpt = Annotated[
+    int | None,
+    typer.Option(
+        "--smooth",
+        parser=whole_number,
+        metavar="N",
+        help="Mean codes in place of drawn ones on the last N scales: cleaner, softer. Default: the model's.",
+    ),
+]
 NegativeOpt = Annotated[
     str | None, typer.Option("--negative", metavar="PROMPT", help="What guidance leads away from. Default: nothing.")
 ]

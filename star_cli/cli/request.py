@@ -33,6 +33,7 @@ _RECIPE_TYPES: dict[str, tuple[type, ...]] = {
 _SUBJECT_TYPES: dict[str, tuple[type, ...]] = {"prompt": (str,), "negative": (str,)}
 _CLASS_TYPES: dict[str, tuple[type, ...]] = {"class": (int,)}
 _LATER_TYPES: dict[str, tuple[type, ...]] = {
+    "smooth": (int,),
     "stable": (bool, type(None)),
     "compat": (str,),
     "quantize": (str,),
@@ -170,7 +171,7 @@ def _checked_recipe(path: Path) -> dict[str, Any]:
     Raises:
         RecipeError: none is there, or it lacks a value or has one of a wrong kind.
     """
-    recipe = {"speed": "exact", **read_recipe(path)}  # nothing else was there before it
+    recipe = {"speed": "exact", "smooth": 0, **read_recipe(path)}  # nothing else was there before it
     types = {**_RECIPE_TYPES, **(_CLASS_TYPES if "class" in recipe and "prompt" not in recipe else _SUBJECT_TYPES)}
     if missing := sorted(set(types) - set(recipe)):
         raise RecipeError(f"{path}: its recipe does not say {', '.join(missing)}")

@@ -65,7 +65,7 @@ def draw_tokens(logits: Tensor, options: SamplingOptions, randomness: Randomness
     """
     if options.temperature == 0:
         return logits.argmax(-1)
-    return randomness.choose(_probabilities(logits, options))
+    return randomness.choose(probabilities_of(logits, options))
 
 
 def draw_with_probability(logits: Tensor, options: SamplingOptions, randomness: Randomness) -> tuple[Tensor, Tensor]:
@@ -78,11 +78,12 @@ def draw_with_probability(logits: Tensor, options: SamplingOptions, randomness: 
     if options.temperature == 0:
         probabilities = logits.softmax(-1)
         return logits.argmax(-1), probabilities.amax(-1)
-    probabilities = _probabilities(logits, options)
+    probabilities = probabilities_of(logits, options)
     tokens = randomness.choose(probabilities)
     return tokens, probabilities.gather(-1, tokens[..., None])[..., 0]
 
 
-def _probabilities(logits: Tensor, options: SamplingOptions) -> Tensor:
+def probabilities_of(logits: Tensor, options: SamplingOptions) -> Tensor:
+    """How likely each code is drawn at a temperature above 0: (B, l, V) from guided logits, adding up to 1."""
     keep = filter_by_sort if options.speed == "reference" else filter_logits
     return keep(logits / options.temperature, options.top_k, options.top_p).softmax(-1)

@@ -29,6 +29,9 @@ class SamplingOptions(Config):
     """Only the likeliest codes that together reach this probability may be drawn, after `top_k`."""
     temperature: float = 1.0
     """Divides the guided logits; 0 always takes the likeliest code (greedy)."""
+    smooth: int = 0
+    """So many of the last scales take the mean of the codes that may be drawn, each by its probability, in place of one
+    code a token: fewer ragged edges, less detail. Such a picture is made of f_hat, not of tokens."""
     stable: bool | None = None
     """Draw the last scales in several steps with the head made for it (STAR, stable sampling). None: when the weights
     have that head."""
@@ -52,6 +55,9 @@ class SamplingOptions(Config):
             "a number of at least 0",
         )
 
+        _require(self.smooth >= 0, "smooth", self.smooth, "a whole number of at least 0")
+        if self.compat == "official" and self.smooth:
+            raise OptionError("--compat official draws tokens, without --smooth", "leave one of them out")
         if self.compat == "official" and self.speed != "exact":
             raise OptionError(
                 f"--compat official draws as the published code does, not with --speed {self.speed}",
@@ -68,7 +74,10 @@ class SamplingOptions(Config):
             raise OptionError(
                 "--stable: these weights have no head for stable sampling", "leave it out, or use other weights"
             )
-        return replace(self, stable=has_head if self.stable is None else self.stable)
+        settled = replace(self, stable=has_head if self.stable is None else self.stable)
+        if settled.stable and settled.smooth:
+            raise OptionError("--smooth and stable sampling both say how the last scales are drawn", "give --no-stable")
+        return settled
 
 
 def check_compat(options: SamplingOptions, images: int, dtype: str) -> None:

@@ -15,6 +15,7 @@ from star_cli.generation.filtering import draw_tokens
 from star_cli.generation.guidance import guide, ramped_guidance
 from star_cli.generation.options import SamplingOptions
 from star_cli.generation.randomness import Randomness
+from star_cli.generation.smoothing import codes_of
 from star_cli.generation.stable import draw_stable, is_refined
 from star_cli.models.attention import KeysValues
 from star_cli.models.condition import Condition, stack
@@ -66,12 +67,14 @@ def draw_plainly(
         hidden = transformer.run_blocks(x, prompted, schedule, schedule.slice(scale), stores=stores)
         if is_refined(transformer, scale, options):
             tokens = draw_stable(transformer, quantizer, hidden, prompted, schedule, scale, options, randomness)
+            added = quantizer.look_up(tokens, side)
         else:
             logits = transformer.logits(hidden, prompted)  # (B or 2B, l, V)
             if guided:
                 logits = guide(logits, ramped_guidance(options.guidance, scale, schedule))
             tokens = draw_tokens(logits, options, randomness)  # (B, l)
-        f_hat = quantizer.add_scale(f_hat, quantizer.look_up(tokens, side), scale, schedule)
+            added = codes_of(tokens, logits, quantizer, scale, schedule, options)
+        f_hat = quantizer.add_scale(f_hat, added, scale, schedule)
         token_maps.append(tokens.unflatten(1, (side, side)))
         if on_scale is not None:
             on_scale(scale + 1, len(schedule))

@@ -19,6 +19,7 @@ from star_cli.generation.late import first_late_scale, run_pivotal
 from star_cli.generation.options import SamplingOptions
 from star_cli.generation.randomness import Randomness
 from star_cli.generation.reference import draw_plainly
+from star_cli.generation.smoothing import codes_of
 from star_cli.generation.stable import draw_stable, is_refined
 from star_cli.models.block import Prompted
 from star_cli.models.condition import Condition, stack
@@ -85,12 +86,14 @@ def draw(
             change = (hidden - x)[:images]
         if is_refined(transformer, scale, options):
             tokens = draw_stable(transformer, quantizer, hidden, prompted, schedule, scale, options, randomness)
+            added = quantizer.look_up(tokens, side)
         else:
             logits = transformer.logits(hidden, prompted)  # (B or 2B, l, V), float32: decides tokens
             if guided:
                 logits = guide(logits, ramped_guidance(options.guidance, scale, schedule))
             tokens = draw_tokens(logits, options, randomness)  # (B, l)
-        f_hat = quantizer.add_scale(f_hat, quantizer.look_up(tokens, side), scale, schedule).to(f_hat.dtype)
+            added = codes_of(tokens, logits, quantizer, scale, schedule, options)
+        f_hat = quantizer.add_scale(f_hat, added, scale, schedule).to(f_hat.dtype)
         token_maps.append(tokens.unflatten(1, (side, side)))
         if on_scale is not None:
             on_scale(scale + 1, len(schedule))

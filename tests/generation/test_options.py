@@ -12,7 +12,7 @@ from star_cli.generation.options import SamplingOptions
 
 def test_defaults_are_the_published_settings() -> None:
     drawing = {"guidance": 4.0, "top_k": 600, "top_p": 0.8, "temperature": 1.0}
-    assert SamplingOptions().to_dict() == {**drawing, "stable": None, "compat": "none", "speed": "exact"}
+    assert SamplingOptions().to_dict() == {**drawing, "smooth": 0, "stable": None, "compat": "none", "speed": "exact"}
 
 
 def test_options_come_back_from_json() -> None:
