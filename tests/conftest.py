@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import tempfile
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -78,8 +79,8 @@ def write_tiny_folder(
     write_model_folder(
         path,
         name=path.name,
-        transformer=_lively(StarTransformer(transformer)),
-        vqvae=_lively(MultiScaleVQVAE(TINY_VQVAE)),
+        transformer=_lively(lambda: StarTransformer(transformer)),
+        vqvae=_lively(lambda: MultiScaleVQVAE(TINY_VQVAE)),
         text_encoder_folder=text,
         text_encoder_config=text_config,
         schedules=TINY_SCHEDULES,
@@ -127,8 +128,11 @@ def tiny_pipeline(tiny_model_folder: Path) -> StarPipeline:
     return StarPipeline.from_pretrained(tiny_model_folder, device="cpu", dtype="float32")
 
 
-def _lively(model: Any) -> Any:
-    """Fixed weights, large enough that prompt, seed and place all change the tokens."""
+def _lively(make: Callable[[], Any]) -> Any:
+    """Fixed weights, biases too, large enough that prompt, seed and place all change the tokens."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = make()
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -143,5 +147,5 @@ def _save_tiny_text_tower(folder: Path) -> None:
     from open_clip.transformer import TextTransformer
 
     text_cfg = {"context_length": 16, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1}
-    tower = _lively(TextTransformer(**text_cfg, output_dim=16, act_layer=nn.GELU))
+    tower = _lively(lambda: TextTransformer(**text_cfg, output_dim=16, act_layer=nn.GELU))
     save_open_clip_text(tower, {"embed_dim": 16, "vision_cfg": {}, "text_cfg": text_cfg}, folder)

@@ -46,7 +46,7 @@ def test_class_and_seed_decide_the_image_whatever_the_batch(load: Load, tiny_cla
     assert same(first, second)
     assert not same(first, third)
     assert same(pipe(classes=3, seed=1)[0], third)
-    assert not all(same(other, third) for other in pipe(classes=3, seed=2, num=8))  # two seeds may agree by chance
+    assert not same(pipe(classes=3, seed=2)[0], third)
     assert (first.recipe["class"], "prompt" in first.recipe, pipe.words_cut("x")) == (207, False, "")
 
 
