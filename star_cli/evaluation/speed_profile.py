@@ -105,7 +105,7 @@ def _watched(pipe: StarPipeline) -> Iterator[tuple[str, Any, str]]:
     for loop in (sampler, reference):  # whichever the level of speed takes
         yield "stable", loop, "draw_stable"
         yield "sampling", loop, "guide"
-        yield "sampling", loop, "draw_tokens"
+        yield "sampling", loop, "draw_codes"
     yield "quantizer", quantizer, "look_up"
     yield "quantizer", quantizer, "add_scale"
     yield "quantizer", quantizer, "next_input"

@@ -11,11 +11,10 @@ from __future__ import annotations
 import torch
 
 from star_cli.generation.drawn import Drawn, OnScale
-from star_cli.generation.filtering import draw_tokens
 from star_cli.generation.guidance import guide, ramped_guidance
 from star_cli.generation.options import SamplingOptions
 from star_cli.generation.randomness import Randomness
-from star_cli.generation.smoothing import codes_of
+from star_cli.generation.smoothing import draw_codes
 from star_cli.generation.stable import draw_stable, is_refined
 from star_cli.models.attention import KeysValues
 from star_cli.models.condition import Condition, stack
@@ -72,8 +71,7 @@ def draw_plainly(
             logits = transformer.logits(hidden, prompted)  # (B or 2B, l, V)
             if guided:
                 logits = guide(logits, ramped_guidance(options.guidance, scale, schedule))
-            tokens = draw_tokens(logits, options, randomness)  # (B, l)
-            added = codes_of(tokens, logits, quantizer, scale, schedule, options)
+            tokens, added = draw_codes(logits, quantizer, scale, schedule, options, randomness)
         f_hat = quantizer.add_scale(f_hat, added, scale, schedule)
         token_maps.append(tokens.unflatten(1, (side, side)))
         if on_scale is not None:

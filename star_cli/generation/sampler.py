@@ -13,13 +13,12 @@ from torch import Tensor
 
 from star_cli.generation.cache import KVCache, make_caches
 from star_cli.generation.drawn import Drawn, OnScale
-from star_cli.generation.filtering import draw_tokens
 from star_cli.generation.guidance import guide, ramped_guidance
 from star_cli.generation.late import first_late_scale, run_pivotal
 from star_cli.generation.options import SamplingOptions
 from star_cli.generation.randomness import Randomness
 from star_cli.generation.reference import draw_plainly
-from star_cli.generation.smoothing import codes_of
+from star_cli.generation.smoothing import draw_codes
 from star_cli.generation.stable import draw_stable, is_refined
 from star_cli.models.block import Prompted
 from star_cli.models.condition import Condition, stack
@@ -91,8 +90,7 @@ def draw(
             logits = transformer.logits(hidden, prompted)  # (B or 2B, l, V), float32: decides tokens
             if guided:
                 logits = guide(logits, ramped_guidance(options.guidance, scale, schedule))
-            tokens = draw_tokens(logits, options, randomness)  # (B, l)
-            added = codes_of(tokens, logits, quantizer, scale, schedule, options)
+            tokens, added = draw_codes(logits, quantizer, scale, schedule, options, randomness)
         f_hat = quantizer.add_scale(f_hat, added, scale, schedule).to(f_hat.dtype)
         token_maps.append(tokens.unflatten(1, (side, side)))
         if on_scale is not None:

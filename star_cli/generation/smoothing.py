@@ -11,34 +11,37 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from star_cli.generation.filtering import probabilities_of
+from star_cli.generation.filtering import draw_tokens, probabilities_of
 from star_cli.generation.options import SamplingOptions
+from star_cli.generation.randomness import Randomness
 from star_cli.models.quantizer import MultiScaleQuantizer
 from star_cli.models.schedule import ScaleSchedule
 
 
-def codes_of(
-    tokens: Tensor,
+def draw_codes(
     logits: Tensor,
     quantizer: MultiScaleQuantizer,
     scale: int,
     schedule: ScaleSchedule,
     options: SamplingOptions,
-) -> Tensor:
-    """What a scale adds to f_hat: the codes of its tokens, or on the last `options.smooth` scales the mean code.
+    randomness: Randomness,
+) -> tuple[Tensor, Tensor]:
+    """Draw the tokens of a scale; on the last `options.smooth` scales f_hat gets the mean code in place of theirs.
 
     Args:
-        tokens: as drawn, (B, l).
         logits: guided, (B, l, V), float32.
         quantizer: has the codes.
         scale: which scale.
         schedule: of the picture.
         options: temperature and filters; at temperature 0 there is one code, and nothing to average.
+        randomness: of B images.
     Returns:
-        (B, C, side, side).
+        Tokens as drawn, (B, l), int64, and what the scale adds to f_hat, (B, C, side, side).
     """
     side = schedule.sides[scale]
     if scale < len(schedule) - options.smooth or options.temperature == 0:
-        return quantizer.look_up(tokens, side)
-    mean = probabilities_of(logits, options) @ quantizer.codebook.weight.to(logits.dtype)  # (B, l, C)
-    return mean.transpose(1, 2).unflatten(2, (side, side))
+        tokens = draw_tokens(logits, options, randomness)
+        return tokens, quantizer.look_up(tokens, side)
+    probabilities = probabilities_of(logits, options)
+    mean = probabilities @ quantizer.codebook.weight.to(logits.dtype)  # (B, l, C)
+    return randomness.choose(probabilities), mean.transpose(1, 2).unflatten(2, (side, side))

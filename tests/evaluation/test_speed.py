@@ -100,17 +100,17 @@ def test_floor_is_the_slower_of_computing_and_moving() -> None:
 
 
 def test_clocks_leave_the_pipeline_as_it_was_and_the_picture_the_same(tiny_pipeline: StarPipeline) -> None:
-    before, draws = dict(vars(tiny_pipeline.transformer.blocks[0])), sampler.draw_tokens
+    before, draws = dict(vars(tiny_pipeline.transformer.blocks[0])), sampler.draw_codes
     workload = Workload(Subject(tiny_pipeline, False, "encoder"), 32, tiny_pipeline.defaults)
     (plain,) = tiny_pipeline.draw_jobs(workload.jobs(1), res=32, options=workload.options)
     with clocks_around(tiny_pipeline, 3) as clocks:
         clocks.begin()
         (timed,) = tiny_pipeline.draw_jobs(workload.jobs(1), res=32, options=workload.options, on_scale=clocks.on_scale)
         assert clocks.end().total > 0
-        assert sampler.draw_tokens is not draws
+        assert sampler.draw_codes is not draws
     assert torch.equal(plain.pixels, timed.pixels)
     assert vars(tiny_pipeline.transformer.blocks[0]) == before
-    assert sampler.draw_tokens is draws
+    assert sampler.draw_codes is draws
     assert "tell" not in vars(tiny_pipeline)
 
 

@@ -11,9 +11,10 @@ from typer.testing import CliRunner
 
 from star_cli.cli.app import app
 from star_cli.errors import OptionError
-from star_cli.generation.filtering import probabilities_of
+from star_cli.generation.filtering import draw_tokens, probabilities_of
 from star_cli.generation.options import SamplingOptions
-from star_cli.generation.smoothing import codes_of
+from star_cli.generation.randomness import random_generators
+from star_cli.generation.smoothing import draw_codes
 from star_cli.pipeline import StarPipeline
 
 SMOOTH = SamplingOptions(guidance=2.0, top_k=5, top_p=0.9, temperature=0.8, smooth=2)
@@ -24,8 +25,8 @@ def test_the_last_scales_take_the_mean_of_what_may_be_drawn(tiny_pipeline: StarP
     generator = torch.Generator().manual_seed(0)
     for scale, (side, size) in enumerate(zip(schedule.sides, schedule.sizes, strict=True)):
         logits = 3 * torch.randn(2, size, quantizer.config.codebook_size, generator=generator)
-        tokens = logits.argmax(-1)
-        codes = codes_of(tokens, logits, quantizer, scale, schedule, SMOOTH)
+        tokens, codes = draw_codes(logits, quantizer, scale, schedule, SMOOTH, random_generators([0, 1]))
+        assert torch.equal(tokens, draw_tokens(logits, SMOOTH, random_generators([0, 1])))
         if scale < len(schedule) - 2:
             assert torch.equal(codes, quantizer.look_up(tokens, side))
             continue
@@ -48,9 +49,9 @@ def test_what_is_certain_is_the_code_itself(tiny_pipeline: StarPipeline) -> None
     schedule, quantizer = tiny_pipeline.schedules[32], tiny_pipeline.vqvae.quantizer
     last = len(schedule) - 1
     logits = torch.randn(1, schedule.sizes[last], quantizer.config.codebook_size)
-    tokens = logits.argmax(-1)
     for sure in (replace(SMOOTH, top_k=1), replace(SMOOTH, temperature=0.0)):
-        codes = codes_of(tokens, logits, quantizer, last, schedule, sure)
+        tokens, codes = draw_codes(logits, quantizer, last, schedule, sure, random_generators([0]))
+        assert torch.equal(tokens, logits.argmax(-1))
         assert torch.equal(codes, quantizer.look_up(tokens, schedule.last_side))
     assert torch.allclose(probabilities_of(logits, SMOOTH).sum(-1), torch.ones(1), atol=1e-6)
 

@@ -253,7 +253,7 @@ class Watched:
         self.raw: list[Tensor] = []
         self.guided: list[Tensor] = []
         model.head.register_forward_hook(lambda _module, _given, result: self.raw.append(result))
-        monkeypatch.setattr("star_cli.generation.sampler.draw_tokens", self._draw)
+        monkeypatch.setattr("star_cli.generation.smoothing.draw_tokens", self._draw)
 
     def _draw(self, logits: Tensor, *rest: Any) -> Tensor:
         self.guided.append(logits)
