@@ -28,7 +28,8 @@ from star_cli.batch.selection import Policy
 from star_cli.batch.template import NameTemplate
 from star_cli.checkpoints.folder import ModelFolder
 from star_cli.checkpoints.known import find_model
-from star_cli.pipeline import GeneratedImage, StarPipeline
+from star_cli.generated import GeneratedImage
+from star_cli.pipeline import StarPipeline
 
 CALL = (sys.executable, "-m", "star_cli", "batch")
 

@@ -16,6 +16,7 @@ import torch
 
 from benchmarks.shapes_judge import judge
 from benchmarks.shapes_prompts import prompts
+from star_cli.generated import GeneratedImage
 from star_cli.generation.options import SamplingOptions
 from star_cli.generation.randomness import random_generators
 from star_cli.generation.sampler import draw
@@ -26,7 +27,7 @@ from star_cli.models.int8 import quantize_blocks
 from star_cli.models.quantizer import MultiScaleQuantizer
 from star_cli.models.schedule import ScaleSchedule
 from star_cli.models.transformer import StarTransformer
-from star_cli.pipeline import GeneratedImage, StarPipeline
+from star_cli.pipeline import StarPipeline
 
 MODES = {"float32": ("float32", None), "bfloat16": ("bfloat16", None), "int8": ("float32", "int8")}
 SIDES_256 = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)

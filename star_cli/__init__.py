@@ -12,15 +12,16 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from star_cli.errors import StarError
+    from star_cli.generated import GeneratedImage
     from star_cli.generation.options import SamplingOptions
-    from star_cli.pipeline import GeneratedImage, StarPipeline
+    from star_cli.pipeline import StarPipeline
 
 __version__ = "0.1.0"
 
 __all__ = ["GeneratedImage", "SamplingOptions", "StarError", "StarPipeline", "__version__"]
 
 _HOMES = {
-    "GeneratedImage": "star_cli.pipeline",
+    "GeneratedImage": "star_cli.generated",
     "SamplingOptions": "star_cli.generation.options",
     "StarError": "star_cli.errors",
     "StarPipeline": "star_cli.pipeline",

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,66 +23,22 @@ from star_cli.checkpoints.folder import usual_resolution
 from star_cli.checkpoints.known import SHIPPED, find_model
 from star_cli.classes import check_class, find_class
 from star_cli.errors import OptionError
+from star_cli.generated import GeneratedImage
 from star_cli.generation.drawn import Drawn, OnScale
 from star_cli.generation.official import as_published, decode_as_published
 from star_cli.generation.options import LARGEST_SEED, SamplingOptions, check_compat
 from star_cli.generation.randomness import Randomness, random_generators
 from star_cli.generation.sampler import draw
-from star_cli.images import encode_image, format_of, to_uint8, to_uint8_truncated, write_whole
+from star_cli.hardware import choose_device, choose_dtype, choose_quantize
+from star_cli.images import to_uint8, to_uint8_truncated
 from star_cli.models.condition import ClassCondition, Condition
-from star_cli.models.int8 import check_int8, quantize_blocks
+from star_cli.models.int8 import quantize_blocks
 from star_cli.models.schedule import ScaleSchedule
 from star_cli.models.strips import StripDecoder
 from star_cli.models.text import TextEncoder
 from star_cli.models.transformer import StarTransformer
 from star_cli.models.vqvae import MultiScaleVQVAE
 from star_cli.vocabulary import unknown_words
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
-
-QUANTIZATIONS = ("none", "int8")
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
-
-@dataclass(frozen=True)
-class GeneratedImage:
-    """A picture with all that is needed to draw it again."""
-
-    pixels: Tensor
-    """(H, W, 3), uint8."""
-    recipe: dict[str, Any]
-    """Prompt and negative prompt, or class; resolution, seed, options, model, its hash, device, dtype, version;
-    "quantize" when the weights were rounded."""
-    token_maps: list[Tensor]
-    """Tokens of each scale, (side, side), int64."""
-
-    def to_pil(self) -> Image:
-        """The picture for Pillow."""
-        from PIL import Image
-
-        return Image.fromarray(self.pixels.numpy())
-
-    def encode(self, format: str = "png") -> bytes:  # noqa: A002 - Pillow's word for it
-        """The bytes of a file with the recipe inside: "png", "webp" or "jpeg"."""
-        return encode_image(self.pixels, self.recipe, format)
-
-    def save(self, path: Path | str, format: str | None = None, overwrite: bool = False) -> Path:  # noqa: A002
-        """Write the picture, whole or not at all.
-
-        Args:
-            path: the file.
-            format: "png", "webp" or "jpeg"; follows the suffix when None.
-            overwrite: replace a file that is already there.
-        Returns:
-            The path written.
-        Raises:
-            OutputPathError: an unknown suffix, a folder, or a file that exists.
-            OutputError: writing failed.
-        """
-        path = Path(path)
-        write_whole(path, self.encode(format or format_of(path)), overwrite=overwrite)
-        return path
 
 
 @dataclass(frozen=True)
@@ -422,55 +378,6 @@ class StarPipeline:
             **({"quantize": self.quantize} if self.quantize else {}),
             "star_version": __version__,
         }
-
-
-def choose_device(requested: str = "auto") -> tuple[torch.device, str]:
-    """The device to draw on, and why: "auto" takes the fastest that is there.
-
-    Args:
-        requested: "auto", "cpu", "cuda", "mps", or one GPU of several: "cuda:1".
-    Raises:
-        OptionError: an unknown device, or one that this machine does not have.
-    """
-    has = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    if requested == "auto":
-        name = next(name for name, is_there in has.items() if is_there)
-        return torch.device(name), "no GPU that torch can use" if name == "cpu" else f"torch sees a {name} device"
-    kind, _, number = requested.partition(":")
-    if kind not in has or (number and not (kind == "cuda" and number.isdecimal())):
-        raise OptionError(f"--device must be auto, {', '.join(has)}, not {requested}")
-    if not has[kind] or int(number or 0) >= max(1, torch.cuda.device_count()):
-        raise OptionError(f"--device {requested}: torch sees no such device here", "use --device auto")
-    return torch.device(requested), "asked for"
-
-
-def choose_dtype(requested: str, device: torch.device) -> tuple[torch.dtype, str]:
-    """The dtype of blocks and decoder, and why. What decides tokens is float32 whatever is chosen.
-
-    Raises:
-        OptionError: an unknown dtype.
-    """
-    if requested == "auto":
-        if device.type == "cuda":
-            return torch.bfloat16, "fast on a GPU"
-        return torch.float32, f"rounding tips the fewest draws, on {device.type}"
-    if requested not in DTYPES:
-        raise OptionError(f"--dtype must be auto, {', '.join(DTYPES)}, not {requested}")
-    return DTYPES[requested], "asked for"
-
-
-def choose_quantize(requested: str | None, device: torch.device, dtype: torch.dtype) -> str | None:
-    """How the weights of the blocks are to be rounded; None: not at all.
-
-    Raises:
-        OptionError: an unknown name, or not there on this device, in this dtype or on this processor.
-    """
-    if requested not in (None, *QUANTIZATIONS):
-        raise OptionError(f"--quantize must be {' or '.join(QUANTIZATIONS)}, not {requested}")
-    if requested != "int8":
-        return None
-    check_int8(device, dtype)
-    return requested
 
 
 def _check_texts(prompts: Sequence[str], negative: str) -> None:

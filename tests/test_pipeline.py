@@ -13,9 +13,11 @@ import torch
 import star_cli
 from star_cli.checkpoints.folder import read_model_folder
 from star_cli.errors import OptionError
+from star_cli.generated import GeneratedImage
 from star_cli.generation.options import SamplingOptions
+from star_cli.hardware import choose_device, choose_dtype
 from star_cli.models.schedule import ScaleSchedule
-from star_cli.pipeline import LARGEST_SEED, GeneratedImage, ImageJob, StarPipeline, choose_device, choose_dtype
+from star_cli.pipeline import LARGEST_SEED, ImageJob, StarPipeline
 
 PROMPTS = ["a red circle", "a blue square", "a green triangle"]
 

@@ -27,7 +27,8 @@ from star_cli.errors import StarError
 from star_cli.pipeline import ImageJob
 
 if TYPE_CHECKING:
-    from star_cli.pipeline import GeneratedImage, StarPipeline, Told
+    from star_cli.generated import GeneratedImage
+    from star_cli.pipeline import StarPipeline, Told
 
 GRACE_S = 4.0
 """After a stop is asked for, the pass in work has so long to come to its end."""

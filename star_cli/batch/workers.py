@@ -22,7 +22,8 @@ from star_cli.batch.plan import Job, Plan
 from star_cli.batch.runner import BatchRunner, Summary
 from star_cli.batch.selection import Policy
 from star_cli.errors import OptionError, OutputError, StarError
-from star_cli.pipeline import StarPipeline, choose_device
+from star_cli.hardware import choose_device
+from star_cli.pipeline import StarPipeline
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection

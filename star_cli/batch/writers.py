@@ -15,7 +15,7 @@ from star_cli.batch.plan import Job
 from star_cli.errors import OutputError, StarError
 
 if TYPE_CHECKING:
-    from star_cli.pipeline import GeneratedImage
+    from star_cli.generated import GeneratedImage
 
 _WAITING = 16
 """Images drawn and not yet taken by a thread; more, and drawing waits."""

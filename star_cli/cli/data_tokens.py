@@ -97,7 +97,7 @@ def tokens(
         from star_cli.data.cache_build import build_cache
         from star_cli.data.cache_plan import CacheOptions
         from star_cli.data.open import open_source
-        from star_cli.pipeline import choose_device
+        from star_cli.hardware import choose_device
 
         folder = find_model(model or SHIPPED)
         schedules = _schedules(folder, res)

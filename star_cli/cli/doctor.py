@@ -72,7 +72,7 @@ def _torch() -> dict[str, dict[str, Any]]:
     try:
         import torch
 
-        from star_cli.pipeline import choose_device, choose_dtype
+        from star_cli.hardware import choose_device, choose_dtype
     except Exception as error:  # a broken install fails in many ways, and this command is there to tell
         return {"torch": {"problem": f"torch cannot be used: {error}"}}
     device, why_device = choose_device("auto")

@@ -15,7 +15,8 @@ from star_cli.errors import OptionError
 from star_cli.images import check_recipe_fits
 
 if TYPE_CHECKING:
-    from star_cli.pipeline import GeneratedImage, StarPipeline
+    from star_cli.generated import GeneratedImage
+    from star_cli.pipeline import StarPipeline
 
 _LONGEST_REMARK = 250
 
@@ -106,8 +107,9 @@ def _draw(request: Request, quiet: bool) -> Iterator[GeneratedImage]:
 
 
 def _load(request: Request, quiet: bool) -> StarPipeline:
+    from star_cli.hardware import choose_device
     from star_cli.memory import keep_pages
-    from star_cli.pipeline import StarPipeline, choose_device
+    from star_cli.pipeline import StarPipeline
 
     keep_pages()
     device = request.device

@@ -13,7 +13,7 @@ from star_cli.images import FORMATS, SUFFIXES, check_target, check_writable, for
 from star_cli.names import name_of, subject_of
 
 if TYPE_CHECKING:
-    from star_cli.pipeline import GeneratedImage
+    from star_cli.generated import GeneratedImage
 
 
 class Destination(Protocol):

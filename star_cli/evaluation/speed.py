@@ -22,7 +22,7 @@ from star_cli.evaluation.speed_floor import describe_profile, fastest_profile, w
 from star_cli.evaluation.speed_machine import describe_machine, describe_versions, measure_ceilings, threads_set
 from star_cli.evaluation.speed_report import FORMAT, FORMAT_VERSION
 from star_cli.evaluation.speed_subject import CLASS, PROMPT, Precision, Workload, find_shape, load_subject
-from star_cli.pipeline import choose_device, choose_dtype
+from star_cli.hardware import choose_device, choose_dtype
 
 OnStep = Callable[[str], None]
 """Told what is measured next."""

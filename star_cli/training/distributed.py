@@ -66,7 +66,7 @@ def join(config: LoopConfig) -> Processes:
     Raises:
         OptionError: `accelerate launch` was told otherwise than the configuration, or there is no such device.
     """
-    from star_cli.pipeline import choose_device
+    from star_cli.hardware import choose_device
 
     device, _ = choose_device(config.device)
     world = int(os.environ.get("WORLD_SIZE", "1"))

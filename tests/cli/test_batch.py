@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from star_cli.generated import GeneratedImage
 from star_cli.images import read_recipe
-from star_cli.pipeline import GeneratedImage, ImageJob, StarPipeline
+from star_cli.pipeline import ImageJob, StarPipeline
 from tests.cli.command import Star
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import star_cli
-from star_cli import pipeline
+from star_cli import hardware
 from star_cli.checkpoints import known
 from star_cli.errors import OptionError
 from star_cli.evaluation import precision
@@ -73,7 +73,7 @@ def test_gain_of_other_precisions_is_told_where_auto_is_float32(
 ) -> None:
     monkeypatch.setattr(precision, "measure_speedups", lambda: {"bfloat16": 2.345, "int8": None})
     assert json.loads(star("doctor", "--json").stdout)["precision"] == {"bfloat16_speedup": 2.3, "int8_speedup": None}
-    monkeypatch.setattr(pipeline, "choose_device", lambda wanted: (torch.device("cuda"), "there"))
+    monkeypatch.setattr(hardware, "choose_device", lambda wanted: (torch.device("cuda"), "there"))
     assert json.loads(star("doctor", "--json").stdout)["precision"] == {}
 
 

@@ -11,9 +11,10 @@ import pytest
 import torch
 
 from star_cli.errors import OptionError
+from star_cli.generated import GeneratedImage
 from star_cli.images import read_recipe, to_uint8, to_uint8_truncated
 from star_cli.models.config import TextEncoderConfig
-from star_cli.pipeline import GeneratedImage, StarPipeline
+from star_cli.pipeline import StarPipeline
 from tests.cli.command import Star
 from tests.conftest import TINY_TRANSFORMER, write_tiny_folder
 from tests.models.test_text import t5_folder

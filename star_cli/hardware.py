@@ -1,0 +1,60 @@
+"""On which device, in which dtype and with which rounding a model computes, and why."""
+
+from __future__ import annotations
+
+import torch
+
+from star_cli.errors import OptionError
+from star_cli.models.int8 import check_int8
+
+QUANTIZATIONS = ("none", "int8")
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def choose_device(requested: str = "auto") -> tuple[torch.device, str]:
+    """The device to draw on, and why: "auto" takes the fastest that is there.
+
+    Args:
+        requested: "auto", "cpu", "cuda", "mps", or one GPU of several: "cuda:1".
+    Raises:
+        OptionError: an unknown device, or one that this machine does not have.
+    """
+    has = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if requested == "auto":
+        name = next(name for name, is_there in has.items() if is_there)
+        return torch.device(name), "no GPU that torch can use" if name == "cpu" else f"torch sees a {name} device"
+    kind, _, number = requested.partition(":")
+    if kind not in has or (number and not (kind == "cuda" and number.isdecimal())):
+        raise OptionError(f"--device must be auto, {', '.join(has)}, not {requested}")
+    if not has[kind] or int(number or 0) >= max(1, torch.cuda.device_count()):
+        raise OptionError(f"--device {requested}: torch sees no such device here", "use --device auto")
+    return torch.device(requested), "asked for"
+
+
+def choose_dtype(requested: str, device: torch.device) -> tuple[torch.dtype, str]:
+    """The dtype of blocks and decoder, and why. What decides tokens is float32 whatever is chosen.
+
+    Raises:
+        OptionError: an unknown dtype.
+    """
+    if requested == "auto":
+        if device.type == "cuda":
+            return torch.bfloat16, "fast on a GPU"
+        return torch.float32, f"rounding tips the fewest draws, on {device.type}"
+    if requested not in DTYPES:
+        raise OptionError(f"--dtype must be auto, {', '.join(DTYPES)}, not {requested}")
+    return DTYPES[requested], "asked for"
+
+
+def choose_quantize(requested: str | None, device: torch.device, dtype: torch.dtype) -> str | None:
+    """How the weights of the blocks are to be rounded; None: not at all.
+
+    Raises:
+        OptionError: an unknown name, or not there on this device, in this dtype or on this processor.
+    """
+    if requested not in (None, *QUANTIZATIONS):
+        raise OptionError(f"--quantize must be {' or '.join(QUANTIZATIONS)}, not {requested}")
+    if requested != "int8":
+        return None
+    check_int8(device, dtype)
+    return requested
