@@ -91,7 +91,9 @@ def bench(
         from star_cli.evaluation.speed_report import compare as compare_reports
         from star_cli.evaluation.speed_report import read_report
         from star_cli.evaluation.speed_subject import Precision
+        from star_cli.memory import keep_pages
 
+        keep_pages()  # as the commands do that draw
         before = None if compare is None else read_report(compare)
         effort = Effort.quick() if quick else Effort()
         effort = replace(effort, repeat=repeat or effort.repeat)

