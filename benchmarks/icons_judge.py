@@ -26,15 +26,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.icons_network import MOST, SIDE, Eye, EyeConfig, Seen, frechet_distance
-from benchmarks.icons_prompts import Asked, prompts, synonyms
+from benchmarks.icons_prompts import WANTED, Asked, prompts, synonyms
 from star_cli.data.icons.backgrounds import BACKGROUNDS
 from star_cli.data.icons.catalogue import DEFAULT_OBJECTS, Catalogue, open_catalogue
 from star_cli.data.icons.compose import compose_tensor
 from star_cli.data.icons.layout import IconScene
-from star_cli.data.icons.scenes import HELD_OUT_SEED, SceneMix, scene
+from star_cli.data.icons.scenes import HELD_OUT_SEED, MIXES, SceneMix, scene
 
 _OWN_SEEDS = 500_000_000
 """First seed of the judge's training scenes, with held-out pairs or without; no model and no prompt uses them."""
+_KINDS = (*WANTED, "synonym")
 _MIX = SceneMix(plain=0.15, ground=0.25, posed=0.1, count=0.2, pair=0.25, group=0.05, jitter=0.08)
 _REAL_SEEDS = 700_000_000
 _BATCH = 64
@@ -196,21 +197,22 @@ def judge(eye: Eye, pixels: Tensor, asked: Sequence[Asked]) -> tuple[list[Verdic
 
 
 def scores(judged: Iterable[tuple[Asked, Verdict]]) -> dict[str, float]:
-    """Percentages by kind of prompt."""
+    """Percentages by kind of prompt, of the kinds that there are."""
     pairs = list(judged)
+    found: dict[str, float] = {}
 
-    def percent(kinds: tuple[str, ...], is_right: Callable[[Verdict], bool]) -> float:
+    def note(name: str, kinds: tuple[str, ...], is_right: Callable[[Verdict], bool]) -> None:
         flags = [is_right(verdict) for asked, verdict in pairs if asked.kind in kinds]
-        return round(100 * sum(flags) / len(flags), 1) if flags else 0.0
+        if flags:
+            found[name] = round(100 * sum(flags) / len(flags), 1)
 
-    return {
-        "one_object": percent(("one",), lambda verdict: verdict.things_ok),
-        "two_objects": percent(("two",), lambda verdict: verdict.things_ok),
-        "background": percent(("one", "two", "counted"), lambda verdict: verdict.background_ok),
-        "number": percent(("counted",), lambda verdict: verdict.number_ok),
-        "number_and_object": percent(("counted",), lambda verdict: verdict.number_ok and verdict.things_ok),
-        "synonym": percent(("synonym",), lambda verdict: verdict.things_ok),
-    }
+    note("one_object", ("one",), lambda verdict: verdict.things_ok)
+    note("two_objects", ("two",), lambda verdict: verdict.things_ok)
+    note("background", ("one", "two", "counted"), lambda verdict: verdict.background_ok)
+    note("number", ("counted",), lambda verdict: verdict.number_ok)
+    note("number_and_object", ("counted",), lambda verdict: verdict.number_ok and verdict.things_ok)
+    note("synonym", ("synonym",), lambda verdict: verdict.things_ok)
+    return found
 
 
 def real_pictures(
@@ -282,7 +284,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
         pipeline = StarPipeline.from_pretrained(options.model, device=options.device, dtype=options.dtype)
         pictures = drawn(pipeline, [one.prompt for one in asked], options, _say)
-        words = [caption for caption, _ in _real_captions(known, options.frechet)]
+        words = [caption for caption, _ in _real_captions(known, _mix(options), options.frechet)]
         more = drawn(pipeline, words, options, _say)
         facts = {"model": pipeline.name, "sampling": asdict(_sampling(pipeline, options))}
     judged = list(_judged(eye, pictures, asked))
@@ -297,8 +299,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _asked(catalogue: Catalogue, options: argparse.Namespace) -> list[Asked]:
-    """All prompts, or every so-many-th."""
+    """All prompts of the kinds asked for, or every so-many-th."""
     asked = prompts(catalogue, options.prompts_seed) + synonyms(catalogue, options.prompts_seed)
+    asked = [one for one in asked if one.kind in options.kinds]
     return asked[:: max(1, len(asked) // options.limit)][: options.limit] if options.limit else asked
 
 
@@ -324,24 +327,28 @@ def _judged(eye: Eye, pictures: Iterable[Tensor], asked: Sequence[Asked]) -> Ite
         yield wanted, verdict
 
 
-def _real_captions(catalogue: Catalogue, count: int) -> Iterator[tuple[str, IconScene]]:
+def _real_captions(catalogue: Catalogue, mix: SceneMix, count: int) -> Iterator[tuple[str, IconScene]]:
     from star_cli.data.icons.captions import caption
 
     for seed in range(_REAL_SEEDS, _REAL_SEEDS + count):
-        shown = scene(catalogue, _FRECHET_MIX, seed)
+        shown = scene(catalogue, mix, seed)
         yield caption(catalogue, shown, random.Random(seed)), shown
 
 
 _FRECHET_MIX = SceneMix(plain=0.3, ground=0.3, posed=0.1, count=0.12, pair=0.16, group=0.02)
 
 
+def _mix(options: argparse.Namespace) -> SceneMix:
+    return MIXES[options.mix] if options.mix else _FRECHET_MIX
+
+
 def _distances(
     eye: Eye, catalogue: Catalogue, pictures: Iterable[Tensor], options: argparse.Namespace
 ) -> dict[str, float]:
     """Fréchet distances to true renders, of other true renders (the floor) and of the drawn pictures."""
-    count = options.frechet
-    real = features_of(eye, real_pictures(catalogue, _FRECHET_MIX, _REAL_SEEDS, count, options.res))
-    other = features_of(eye, real_pictures(catalogue, _FRECHET_MIX, _REAL_SEEDS + count, count, options.res))
+    count, mix = options.frechet, _mix(options)
+    real = features_of(eye, real_pictures(catalogue, mix, _REAL_SEEDS, count, options.res))
+    other = features_of(eye, real_pictures(catalogue, mix, _REAL_SEEDS + count, count, options.res))
     found = {"frechet_floor": frechet_distance(real, other)}
     if options.command == "score":
         found["frechet"] = frechet_distance(real, features_of(eye, pictures))
@@ -367,9 +374,11 @@ def _read_command_line(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--res", type=int, default=256)
     parser.add_argument("--seed", type=int, default=0, help="seed of every picture")
     parser.add_argument("--prompts-seed", type=int, default=0)
+    parser.add_argument("--kinds", nargs="+", choices=_KINDS, default=_KINDS, help="kinds of prompts; default: all")
     parser.add_argument("--limit", type=int, help="only every so-many-th prompt, so many in all")
     parser.add_argument("--batch", type=int, default=8, help="pictures drawn at once")
     parser.add_argument("--frechet", type=int, default=0, help="pictures for the Fréchet distance; 0: leave it out")
+    parser.add_argument("--mix", choices=MIXES, help="of scenes for that distance; default: one or several things")
     parser.add_argument("--guidance", type=float)
     parser.add_argument("--top-k", type=int)
     parser.add_argument("--top-p", type=float)
