@@ -53,6 +53,13 @@ class BatchReader:
         assert batch.pixels is not None, "a batch has tokens or pixels"
         return tokenize(self.vqvae, batch.pixels, self.schedules[batch.resolution], batch.scales)
 
+    def latent(self, batch: StarBatch) -> Tensor:
+        """What the tokens of a batch of pixels stand for, (B, C, h, w), float32, as `tokenize` makes it."""
+        assert batch.pixels is not None, "tokens alone do not tell what they left over"
+        device = self.vqvae.quantizer.codebook.weight.device
+        with exact_float32(device):
+            return self.vqvae.encode(batch.pixels.to(device))
+
     def condition(self, batch: StarBatch) -> TextCondition:
         """Features of B captions, float32."""
         if batch.features is not None:

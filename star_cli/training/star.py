@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from torch import Tensor
 from star_cli.data import shapes
 from star_cli.errors import OptionError
 from star_cli.generation.options import SamplingOptions
+from star_cli.models.condition import TextCondition
 from star_cli.models.config import Config, TransformerConfig
 from star_cli.models.flops import training_flops
 from star_cli.models.schedule import ScaleSchedule
@@ -28,8 +29,10 @@ from star_cli.training.initialise import initialise, initialise_head
 from star_cli.training.loop import Stage
 from star_cli.training.noise import Chance
 from star_cli.training.preview import draw_images, save_grid
+from star_cli.training.self_correction import own_draws, quantize_again, replaced_tokens, surrounding_autocast
 from star_cli.training.star_batches import StarBatch, StarSource, TokenSource
 from star_cli.training.star_loss import ScaleWeight, scale_loss
+from star_cli.training.star_sources import PixelBatches
 
 PREVIEW = SamplingOptions(guidance=2.0, top_k=100, top_p=0.95, stable=False)
 """How previews are drawn: a stable head learns after the blocks, in a stage of its own."""
@@ -54,6 +57,9 @@ class StarStageConfig(Config):
     token_noise: float = 0.0
     """Share of tokens replaced by random codes in what the model sees of the scales so far; it is still asked for the
     true ones, and learns to put earlier mistakes right."""
+    own_draws: float = 0.0
+    """Largest share of tokens that the model draws itself in what it sees of the scales so far, another share in each
+    picture; the tokens of later scales are then those that make up for its mistakes (`self_correction.py`)."""
     drop_path: float = 0.0
     """Stochastic depth (VAR: 0.1): how often the last block's self-attention and feed-forward network are left out for
     an image at depth 24; other depths in proportion, earlier blocks less, the first never."""
@@ -67,11 +73,17 @@ class StarStageConfig(Config):
 
     def __post_init__(self) -> None:
         self._check_choices()
-        for name in ("drop_text", "label_smoothing", "token_noise", "drop_path"):
+        for name in ("drop_text", "label_smoothing", "token_noise", "own_draws", "drop_path"):
             if not 0 <= getattr(self, name) <= 1:
                 raise OptionError(f"{name} must be from 0 to 1, not {getattr(self, name)}")
+        if self.token_noise and self.own_draws:
+            raise OptionError("token_noise and own_draws are both set", "set one of them")
         if self.keep_tokens < 0:
             raise OptionError(f"keep_tokens must be at least 0, not {self.keep_tokens}")
+
+
+def _asked_plainly(config: StarStageConfig) -> StarStageConfig:
+    return replace(config, token_noise=0, own_draws=0, keep_tokens=0, label_smoothing=0)
 
 
 class StarStage(Stage):
@@ -112,6 +124,8 @@ class StarStage(Stage):
     def _check_fit(self) -> None:
         if self.drop_path >= 1:
             raise OptionError(f"drop_path {self.config.drop_path} would leave out the last block for good")
+        if self.config.own_draws and not isinstance(self.source, PixelBatches):
+            raise OptionError("own_draws needs pictures, not their tokens", "set stage.scenes = 0, and no data.cache")
         for resolution, schedule in self.schedules.items():
             if schedule.length > self.config.keep_tokens > 0 and self.config.keep_tokens <= schedule.offsets[-2]:
                 raise OptionError(
@@ -126,10 +140,14 @@ class StarStage(Stage):
         schedule = whole.prefix(batch.scales)
         chance, rows = Chance(self.name, self.seed, step), batch.rows or range(len(batch))
         # chance and smoothing teach; a model in evaluation is asked the plain question
-        config = self.config if self.training else replace(self.config, token_noise=0, keep_tokens=0, label_smoothing=0)
+        config = self.config if self.training else _asked_plainly(self.config)
+        precision = surrounding_autocast(self._device)
         with torch.no_grad(), torch.autocast(self._device.type, enabled=False):
-            tokens, condition = self.reader.read(batch)
-            seen = tokens
+            condition = self.reader.condition(batch).to(self._device)
+            if config.own_draws and batch.scales > 1:
+                tokens, seen = self._with_own_draws(batch, condition, chance, precision)
+            else:
+                seen = tokens = self.reader.tokens(batch)
             if config.token_noise:
                 codes = vqvae.quantizer.codebook.num_embeddings
                 seen = chance.noisy_tokens(tokens, rows, config.token_noise, codes)
@@ -143,6 +161,22 @@ class StarStage(Stage):
         prompted = self.transformer.prompt(condition)
         logits = self.transformer(prompted, teacher_input, schedule, keep, branches)  # (B, L or kept, V)
         return scale_loss(logits, tokens, schedule, keep, config.scale_weight, config.label_smoothing)
+
+    def _with_own_draws(
+        self, batch: StarBatch, condition: TextCondition, chance: Chance, precision: torch.autocast
+    ) -> tuple[Tensor, Tensor]:
+        """The tokens asked for and those seen, (B, L) each: some of these the model draws, true scales before them."""
+        quantizer, whole = self._frozen[0].quantizer, self.schedules[batch.resolution]
+        before = whole.prefix(batch.scales - 1)  # nothing looks at the last
+        latent = self.reader.latent(batch)
+        true = [tokens for tokens, _ in islice(quantizer.encode_scales(latent, whole), len(before))]
+        known = quantizer.teacher_input(true, whole)
+        with precision:
+            logits = self.transformer(self.transformer.prompt(condition), known, before)  # (B, l, V)
+        rows = batch.rows or range(len(batch))
+        drawn = own_draws(logits, chance, rows)
+        replaced = replaced_tokens(before.length, self.config.own_draws, chance, rows).to(drawn.device)
+        return quantize_again(quantizer, latent, drawn, replaced, whole, batch.scales)
 
     @property
     def _device(self) -> torch.device:
