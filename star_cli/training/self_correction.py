@@ -2,7 +2,8 @@
 
 In drawing, a model sees scales that it drew; in plain teacher forcing, scales without a mistake. Here it draws some of
 what it sees itself, and the rest of the latent is quantised again after each such scale, so that what it is asked for
-makes up for the mistakes so far. Infinity (arXiv 2412.04431, bitwise self-correction) does so with bits flipped at random.
+makes up for the mistakes so far. Infinity does so with bits flipped at random (arXiv 2412.04431, bitwise
+self-correction).
 
 Letters: B images, C code width, V codes, h w latent, L tokens of the schedule, l tokens of its scales but the last.
 """
