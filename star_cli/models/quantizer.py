@@ -5,7 +5,7 @@ Letters: B images, C code width, V codes, h w latent, side of a token map, l = s
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -103,17 +103,26 @@ class MultiScaleQuantizer(nn.Module):
         """f_hat seen at the side of the next scale, averaged by area: (B, C, h, w) -> (B, side * side, C)."""
         return F.interpolate(f_hat, size=(side, side), mode="area").flatten(2).transpose(1, 2)
 
-    def encode_scales(self, latent: Tensor, schedule: ScaleSchedule) -> Iterator[tuple[Tensor, Tensor]]:
+    def encode_scales(
+        self, latent: Tensor, schedule: ScaleSchedule, shown: Callable[[int, Tensor], Tensor] | None = None
+    ) -> Iterator[tuple[Tensor, Tensor]]:
         """Quantise scale by scale (VAR, algorithm 1): yields tokens (B, l) and f_hat so far (B, C, h, w).
 
         The choice of tokens has no gradient; f_hat has one to codebook and phi.
+
+        Args:
+            latent: (B, C, h, w).
+            schedule: the scales.
+            shown: what f_hat gets for the tokens of a scale, (scale, tokens) -> tokens; None: these. Later scales make
+                up for the difference.
         """
         latent = latent.detach()
         f_hat = torch.zeros_like(latent)
         for scale, side in enumerate(schedule.sides):
             residual = latent - f_hat.detach()
             tokens = self.nearest(self.next_input(residual, side))
-            f_hat = self.add_scale(f_hat, self.look_up(tokens, side), scale, schedule)
+            added = tokens if shown is None else shown(scale, tokens)
+            f_hat = self.add_scale(f_hat, self.look_up(added, side), scale, schedule)
             yield tokens, f_hat
 
     def decode_scales(self, token_maps: Sequence[Tensor], schedule: ScaleSchedule) -> Iterator[Tensor]:

@@ -11,6 +11,7 @@ Letters: B images, C code width, V codes, h w latent, L tokens of the schedule, 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import islice
 
 import torch
 from torch import Tensor
@@ -70,13 +71,13 @@ def quantize_again(
     Returns:
         The nearest codes, which the model is asked for, (B, L), and what it sees, (B, L).
     """
-    f_hat = torch.zeros_like(latent)
-    asked, seen = [], []
-    for scale, side in enumerate(schedule.sides[:scales]):
-        nearest = quantizer.nearest(quantizer.next_input(latent - f_hat, side))
+    seen: list[Tensor] = []
+
+    def show(scale: int, nearest: Tensor) -> Tensor:
         here = schedule.slice(scale)
-        shown = torch.where(replaced[:, here], drawn[:, here], nearest) if scale < scales - 1 else nearest
-        f_hat = quantizer.add_scale(f_hat, quantizer.look_up(shown, side), scale, schedule)
-        asked.append(nearest)
-        seen.append(shown)
+        is_last = scale == scales - 1
+        seen.append(nearest if is_last else torch.where(replaced[:, here], drawn[:, here], nearest))
+        return seen[-1]
+
+    asked = [tokens for tokens, _ in islice(quantizer.encode_scales(latent, schedule, show), scales)]
     return torch.cat(asked, dim=1), torch.cat(seen, dim=1)
