@@ -104,7 +104,7 @@ class MultiScaleQuantizer(nn.Module):
         return F.interpolate(f_hat, size=(side, side), mode="area").flatten(2).transpose(1, 2)
 
     def encode_scales(
-        self, latent: Tensor, schedule: ScaleSchedule, shown: Callable[[int, Tensor], Tensor] | None = None
+        self, latent: Tensor, schedule: ScaleSchedule, added: Callable[[int, Tensor, Tensor], Tensor] | None = None
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Quantise scale by scale (VAR, algorithm 1): yields tokens (B, l) and f_hat so far (B, C, h, w).
 
@@ -113,16 +113,16 @@ class MultiScaleQuantizer(nn.Module):
         Args:
             latent: (B, C, h, w).
             schedule: the scales.
-            shown: what f_hat gets for the tokens of a scale, (scale, tokens) -> tokens; None: these. Later scales make
-                up for the difference.
+            added: what f_hat gets at a scale, (scale, tokens, f_hat before) -> (B, C, side, side); None: the codes of
+                its tokens. Later scales make up for the difference.
         """
         latent = latent.detach()
         f_hat = torch.zeros_like(latent)
         for scale, side in enumerate(schedule.sides):
             residual = latent - f_hat.detach()
             tokens = self.nearest(self.next_input(residual, side))
-            added = tokens if shown is None else shown(scale, tokens)
-            f_hat = self.add_scale(f_hat, self.look_up(added, side), scale, schedule)
+            codes = self.look_up(tokens, side) if added is None else added(scale, tokens, f_hat)
+            f_hat = self.add_scale(f_hat, codes, scale, schedule)
             yield tokens, f_hat
 
     def decode_scales(self, token_maps: Sequence[Tensor], schedule: ScaleSchedule) -> Iterator[Tensor]:

@@ -265,7 +265,15 @@ class Maker:
         torch.manual_seed(recipe.seed)
         source = self._star_source(part, name)
         return StarStage(
-            self._model_config, part.stage, dict(recipe.schedules), vqvae, text_encoder, source, name, recipe.seed
+            self._model_config,
+            part.stage,
+            dict(recipe.schedules),
+            vqvae,
+            text_encoder,
+            source,
+            name,
+            recipe.seed,
+            recipe.sampling,
         )
 
     def _star_source(self, part: StarRecipe | StableRecipe, name: str) -> StarSource:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import chain, islice
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from torch import Tensor
 from star_cli.data import shapes
 from star_cli.errors import OptionError
 from star_cli.generation.options import SamplingOptions
+from star_cli.generation.randomness import PerImage
 from star_cli.models.condition import TextCondition
 from star_cli.models.config import Config, TransformerConfig
 from star_cli.models.flops import training_flops
@@ -29,7 +30,7 @@ from star_cli.training.initialise import initialise, initialise_head
 from star_cli.training.loop import Stage
 from star_cli.training.noise import Chance
 from star_cli.training.preview import draw_images, save_grid
-from star_cli.training.self_correction import own_draws, quantize_again, replaced_tokens, surrounding_autocast
+from star_cli.training.self_correction import draw_along, first_own_scales, surrounding_autocast
 from star_cli.training.star_batches import StarBatch, StarSource, TokenSource
 from star_cli.training.star_loss import ScaleWeight, scale_loss
 from star_cli.training.star_sources import PixelBatches
@@ -58,8 +59,8 @@ class StarStageConfig(Config):
     """Share of tokens replaced by random codes in what the model sees of the scales so far; it is still asked for the
     true ones, and learns to put earlier mistakes right."""
     own_draws: float = 0.0
-    """Largest share of tokens that the model draws itself in what it sees of the scales so far, another share in each
-    picture; the tokens of later scales are then those that make up for its mistakes (`self_correction.py`)."""
+    """Share of pictures of which the model sees its own draws, as `sampling` of the recipe says but without guidance,
+    from some scale on; it is asked for the tokens that make up for its mistakes (`self_correction.py`)."""
     drop_path: float = 0.0
     """Stochastic depth (VAR: 0.1): how often the last block's self-attention and feed-forward network are left out for
     an image at depth 24; other depths in proportion, earlier blocks less, the first never."""
@@ -102,10 +103,13 @@ class StarStage(Stage):
         source: StarSource,
         name: str = "star",
         seed: int = 0,
+        sampling: SamplingOptions | None = None,
     ):
         super().__init__()
         self.name = name
         self.config = config
+        self.sampling = sampling or SamplingOptions()
+        """How the model draws what it learns from, with `own_draws`."""
         self.schedules = schedules
         self.source = source
         self.seed = seed
@@ -145,14 +149,14 @@ class StarStage(Stage):
         with torch.no_grad(), torch.autocast(self._device.type, enabled=False):
             condition = self.reader.condition(batch).to(self._device)
             if config.own_draws and batch.scales > 1:
-                tokens, seen = self._with_own_draws(batch, condition, chance, precision)
+                tokens, teacher_input = self._with_own_draws(batch, condition, chance, precision)
             else:
                 seen = tokens = self.reader.tokens(batch)
-            if config.token_noise:
-                codes = vqvae.quantizer.codebook.num_embeddings
-                seen = chance.noisy_tokens(tokens, rows, config.token_noise, codes)
-            maps = [seen[:, whole.slice(scale)] for scale in range(batch.scales)]
-            teacher_input = vqvae.quantizer.teacher_input(maps, whole)
+                if config.token_noise:
+                    codes = vqvae.quantizer.codebook.num_embeddings
+                    seen = chance.noisy_tokens(tokens, rows, config.token_noise, codes)
+                maps = [seen[:, whole.slice(scale)] for scale in range(batch.scales)]
+                teacher_input = vqvae.quantizer.teacher_input(maps, whole)
         keep = chance.kept_tokens(schedule, config.keep_tokens)
         branches = None
         if self.training and self.drop_path:
@@ -165,18 +169,20 @@ class StarStage(Stage):
     def _with_own_draws(
         self, batch: StarBatch, condition: TextCondition, chance: Chance, precision: torch.autocast
     ) -> tuple[Tensor, Tensor]:
-        """The tokens asked for and those seen, (B, L) each: some of these the model draws, true scales before them."""
-        quantizer, whole = self._frozen[0].quantizer, self.schedules[batch.resolution]
-        before = whole.prefix(batch.scales - 1)  # nothing looks at the last
-        latent = self.reader.latent(batch)
-        true = [tokens for tokens, _ in islice(quantizer.encode_scales(latent, whole), len(before))]
-        known = quantizer.teacher_input(true, whole)
-        with precision:
-            logits = self.transformer(self.transformer.prompt(condition), known, before)  # (B, l, V)
+        """The tokens asked for, (B, L), and what the transformer sees of the scales before them, (B, L - first, C)."""
         rows = batch.rows or range(len(batch))
-        drawn = own_draws(logits, chance, rows)
-        replaced = replaced_tokens(before.length, self.config.own_draws, chance, rows).to(drawn.device)
-        return quantize_again(quantizer, latent, drawn, replaced, whole, batch.scales)
+        return draw_along(
+            self.transformer,
+            self._frozen[0].quantizer,
+            condition,
+            self.reader.latent(batch),
+            self.schedules[batch.resolution],
+            batch.scales,
+            first_own_scales(batch.scales, self.config.own_draws, chance, rows),
+            self.sampling,
+            PerImage([chance.generator("own draws", row) for row in rows]),
+            precision,
+        )
 
     @property
     def _device(self) -> torch.device:

@@ -10,10 +10,13 @@ from torch import Tensor
 
 from star_cli.data.source import ShapeScenes
 from star_cli.errors import OptionError
+from star_cli.generation.options import SamplingOptions
+from star_cli.generation.randomness import random_generators
+from star_cli.generation.sampler import draw
 from star_cli.models.schedule import ScaleSchedule
 from star_cli.pipeline import StarPipeline
 from star_cli.training.noise import Chance
-from star_cli.training.self_correction import own_draws, quantize_again, replaced_tokens
+from star_cli.training.self_correction import draw_along, first_own_scales, surrounding_autocast
 from star_cli.training.star import StarStage, StarStageConfig
 from star_cli.training.star_batches import Portion, StarBatch, StarSource
 from star_cli.training.star_sources import PixelBatches
@@ -39,7 +42,7 @@ def make_stage(
     return stage
 
 
-def latent_of(pipeline: StarPipeline, stage: StarStage) -> Tensor:
+def latent_of(stage: StarStage) -> Tensor:
     return stage.reader.latent(stage.source.batch(0))
 
 
@@ -47,59 +50,77 @@ def split(tokens: Tensor, schedule: ScaleSchedule) -> list[Tensor]:
     return [tokens[:, schedule.slice(scale)] for scale in range(len(schedule))]
 
 
-def test_without_a_mistake_nothing_is_to_be_put_right(tiny_pipeline: StarPipeline) -> None:
+def along(pipeline: StarPipeline, stage: StarStage, first_own: list[int], **options: Any) -> tuple[Tensor, Tensor]:
+    """Tokens asked for and input of four scenes, the model drawing them from some scale on."""
+    batch, schedule = stage.source.batch(0), SCHEDULES[32]
+    sampling = SamplingOptions(**options)
+    with torch.no_grad():
+        return draw_along(
+            *(stage.transformer, pipeline.vqvae.quantizer, stage.reader.condition(batch), stage.reader.latent(batch)),
+            *(schedule, len(schedule), torch.tensor(first_own), sampling, random_generators(range(4))),
+            surrounding_autocast(torch.device("cpu")),
+        )
+
+
+def test_without_a_draw_nothing_is_to_be_put_right(tiny_pipeline: StarPipeline) -> None:
     schedule, stage = SCHEDULES[32], make_stage(tiny_pipeline)
-    batch = stage.source.batch(0)
-    none = torch.zeros(4, schedule.offsets[-2], dtype=torch.bool)
-    drawn = torch.zeros(4, schedule.offsets[-2], dtype=torch.int64)
-    quantizer = tiny_pipeline.vqvae.quantizer
-    asked, seen = quantize_again(quantizer, latent_of(tiny_pipeline, stage), drawn, none, schedule, len(schedule))
-    assert torch.equal(asked, stage.reader.tokens(batch))
-    assert torch.equal(seen, asked)
+    tokens = stage.reader.tokens(stage.source.batch(0))
+    asked, seen = along(tiny_pipeline, stage, [len(schedule) - 1] * 4)
+    assert torch.equal(asked, tokens)
+    assert torch.equal(seen, tiny_pipeline.vqvae.quantizer.teacher_input(split(tokens, schedule), schedule))
+
+
+@pytest.mark.parametrize("smooth", [0, 2])
+def test_what_is_drawn_is_what_a_picture_would_have(tiny_pipeline: StarPipeline, smooth: int) -> None:
+    """From the first scale on, the model sees the scales of the picture that it draws from the same randomness."""
+    stage, quantizer = make_stage(tiny_pipeline), tiny_pipeline.vqvae.quantizer
+    options = SamplingOptions(guidance=0.0, temperature=0.7, smooth=smooth)
+    schedule, condition = SCHEDULES[32], stage.reader.condition(stage.source.batch(0))
+    drawn = draw(stage.transformer, quantizer, condition, condition, schedule, options, random_generators(range(4)))
+    maps = [tokens.flatten(1) for tokens in drawn.token_maps]
+    # guidance would change it
+    asked, seen = along(tiny_pipeline, stage, [0] * 4, guidance=4.0, temperature=0.7, smooth=smooth)
+    if smooth == 0:
+        torch.testing.assert_close(seen, quantizer.teacher_input(maps, schedule))
+    else:  # tokens do not tell what smooth scales added: the scales before them do
+        plain = schedule.offsets[-2] - schedule.offsets[1]
+        torch.testing.assert_close(seen[:, :plain], quantizer.teacher_input(maps[:-1], schedule))
+        assert not torch.allclose(seen[:, plain:], quantizer.teacher_input(maps, schedule)[:, plain:])
+    assert not torch.equal(asked, stage.reader.tokens(stage.source.batch(0)))
 
 
 def test_later_tokens_make_up_for_mistakes(tiny_pipeline: StarPipeline) -> None:
     schedule, quantizer = SCHEDULES[32], tiny_pipeline.vqvae.quantizer
-    latent = latent_of(tiny_pipeline, make_stage(tiny_pipeline))
-    replaced = torch.zeros(4, schedule.offsets[-2], dtype=torch.bool)
-    replaced[:, 0], replaced[:, 3] = True, True
-    drawn = torch.randint(16, replaced.shape, generator=torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        asked, seen = quantize_again(quantizer, latent, drawn, replaced, schedule, len(schedule))
-        assert torch.equal(seen[:, :5], torch.where(replaced, drawn, asked[:, :5]))
-        assert torch.equal(seen[:, 5:], asked[:, 5:])  # nothing looks at the last scale
-        right = quantizer.decode_tokens(split(seen, schedule), schedule)
-        f_hat = torch.zeros_like(latent)
-        for scale, tokens in enumerate(split(seen, schedule)):
-            nearest = quantizer.nearest(quantizer.next_input(latent - f_hat, schedule.sides[scale]))
-            assert torch.equal(nearest, asked[:, schedule.slice(scale)])
-            f_hat = quantizer.add_scale(f_hat, quantizer.look_up(tokens, schedule.sides[scale]), scale, schedule)
-        assert torch.equal(f_hat, right)
-        stale = [tokens for tokens, _ in quantizer.encode_scales(latent, schedule)]
-        stale = [
-            torch.where(replaced[:, schedule.slice(scale)], drawn[:, schedule.slice(scale)], tokens)
-            for scale, tokens in enumerate(stale[:-1])
-        ] + stale[-1:]
-        wrong = quantizer.decode_tokens(stale, schedule)
-    assert (latent - right).square().mean() < (latent - wrong).square().mean()
+    stage = make_stage(tiny_pipeline)
+    latent = latent_of(stage)
+    asked, seen = along(tiny_pipeline, stage, [0, 1, 1, 0])
+    at = 0
+    for scale, side in enumerate(schedule.sides[1:], start=1):
+        f_hat = seen[:, at : at + side * side].transpose(1, 2).unflatten(2, (side, side))
+        at += side * side
+        if side == schedule.last_side:  # seen whole
+            left = quantizer.nearest(quantizer.next_input(latent - f_hat, side))
+            assert torch.equal(left, asked[:, schedule.slice(scale)])
+    true = stage.reader.tokens(stage.source.batch(0))
+    assert torch.equal(asked[:, 0], true[:, 0])  # nothing was drawn before it
+    assert torch.equal(asked[1:3, 1:5], true[1:3, 1:5])
+    assert not torch.equal(asked[:, 5:], true[:, 5:])
 
 
-def test_a_draw_follows_the_model_and_the_row() -> None:
-    logits = torch.full((2, 5, 16), -30.0)
-    logits[0, :, 7], logits[1, :, 2] = 30.0, 30.0
-    assert own_draws(logits, CHANCE, [0, 1]).tolist() == [[7] * 5, [2] * 5]
-    flat = torch.zeros(2, 400, 16)
-    both = own_draws(flat, CHANCE, [4, 5])
-    assert torch.equal(own_draws(flat[1:], CHANCE, [5])[0], both[1])
-    assert not torch.equal(both[0], both[1])
-    assert len(both.unique()) == 16
+def test_an_image_draws_the_same_in_any_batch(tiny_pipeline: StarPipeline) -> None:
+    stage = make_stage(tiny_pipeline)
+    together, other = along(tiny_pipeline, stage, [0, 0, 1, 2]), along(tiny_pipeline, stage, [2, 0, 0, 1])
+    assert torch.equal(together[0][1], other[0][1])
+    assert not torch.equal(together[1][0], other[1][0])
 
 
-def test_each_row_has_a_share_of_its_own() -> None:
-    shares = replaced_tokens(2000, 0.5, CHANCE, range(30)).float().mean(1)
-    assert shares.max() < 0.55
-    assert shares.max() - shares.min() > 0.3
-    assert torch.equal(replaced_tokens(9, 0.5, CHANCE, [7])[0], replaced_tokens(9, 0.5, CHANCE, range(8))[7])
+def test_every_scale_is_the_first_of_some_images() -> None:
+    firsts = first_own_scales(4, 1.0, CHANCE, range(400)).tolist()
+    assert all(60 < firsts.count(scale) < 140 for scale in range(4))
+    some = first_own_scales(4, 0.25, CHANCE, range(400)).tolist()
+    assert some.count(3) > 280
+    assert all(share == all_of or share == 3 for share, all_of in zip(some, firsts, strict=True))
+    assert first_own_scales(4, 1.0, CHANCE, [7]).tolist() == firsts[7:8]
 
 
 def test_the_loss_repeats_and_every_weight_learns(tiny_pipeline: StarPipeline) -> None:
