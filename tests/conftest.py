@@ -19,6 +19,7 @@ os.environ["HF_HOME"] = _SCRATCH.name
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 import torch  # noqa: E402
+from hypothesis import settings  # noqa: E402
 from torch import nn  # noqa: E402
 
 from star_cli.checkpoints.writing import write_model_folder  # noqa: E402
@@ -29,6 +30,10 @@ from star_cli.models.text_open_clip import save_open_clip_text  # noqa: E402
 from star_cli.models.transformer import StarTransformer  # noqa: E402
 from star_cli.models.vqvae import MultiScaleVQVAE  # noqa: E402
 from star_cli.pipeline import StarPipeline  # noqa: E402
+
+# The same examples on every machine, however slow it is, and no file of those that failed.
+settings.register_profile("tests", deadline=None, derandomize=True, database=None)
+settings.load_profile("tests")
 
 TINY_VQVAE = VQVAEConfig(codebook_size=16, code_dim=8, channels=8, multipliers=(1, 2), blocks=1, patch=4, groups=4)
 TINY_TRANSFORMER = TransformerConfig(

@@ -39,7 +39,7 @@ def scratch(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("format", FORMATS)
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(recipe=RECIPES)
 def test_any_recipe_comes_back_and_bytes_are_stable(scratch: Path, format: str, recipe: dict[str, Any]) -> None:  # noqa: A002
     data = encode_image(noise(), recipe, format)
@@ -91,7 +91,7 @@ def test_damaged_recipe_is_refused(scratch: Path, text: str) -> None:
 
 
 @pytest.mark.parametrize("format", FORMATS)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(place=st.integers(0, 10_000), value=st.integers(0, 255), length=st.integers(0, 10_000))
 def test_damaged_file_gives_a_recipe_or_our_error(
     scratch: Path,

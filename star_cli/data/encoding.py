@@ -47,6 +47,14 @@ def exact_float32(device: torch.device | str) -> Iterator[None]:
 
 
 @torch.no_grad()
+def latent_of(vqvae: MultiScaleVQVAE, pixels: Tensor) -> Tensor:
+    """What tokens of pictures stand for, (B, C, h, w), float32, on the VQVAE's device; arguments as in `tokenize`."""
+    device = vqvae.quantizer.codebook.weight.device
+    with exact_float32(device):
+        return vqvae.encode(pixels.to(device))
+
+
+@torch.no_grad()
 def tokenize(vqvae: MultiScaleVQVAE, pixels: Tensor, schedule: ScaleSchedule, scales: int = 0) -> Tensor:
     """Tokens of pictures, in float32, on the VQVAE's device.
 
@@ -58,9 +66,8 @@ def tokenize(vqvae: MultiScaleVQVAE, pixels: Tensor, schedule: ScaleSchedule, sc
     Returns:
         (B, L of these scales), int64.
     """
-    device = vqvae.quantizer.codebook.weight.device
-    with exact_float32(device):
-        latent = vqvae.encode(pixels.to(device))
+    latent = latent_of(vqvae, pixels)
+    with exact_float32(latent.device):
         found = vqvae.quantizer.encode_scales(latent, schedule)
         return torch.cat([tokens for tokens, _ in islice(found, scales or len(schedule))], dim=1)
 

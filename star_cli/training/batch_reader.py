@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from star_cli.data.encoding import exact_float32, tokenize
+from star_cli.data.encoding import exact_float32, latent_of, tokenize
 from star_cli.models.condition import TextCondition
 from star_cli.models.schedule import ScaleSchedule
 from star_cli.models.text import TextEncoder
@@ -54,11 +54,9 @@ class BatchReader:
         return tokenize(self.vqvae, batch.pixels, self.schedules[batch.resolution], batch.scales)
 
     def latent(self, batch: StarBatch) -> Tensor:
-        """What the tokens of a batch of pixels stand for, (B, C, h, w), float32, as `tokenize` makes it."""
+        """What the tokens of a batch of pixels stand for, (B, C, h, w), float32."""
         assert batch.pixels is not None, "tokens alone do not tell what they left over"
-        device = self.vqvae.quantizer.codebook.weight.device
-        with exact_float32(device):
-            return self.vqvae.encode(batch.pixels.to(device))
+        return latent_of(self.vqvae, batch.pixels)
 
     def condition(self, batch: StarBatch) -> TextCondition:
         """Features of B captions, float32."""

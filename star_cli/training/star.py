@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from star_cli.data import shapes
+from star_cli.data.encoding import exact_float32
 from star_cli.errors import OptionError
 from star_cli.generation.options import SamplingOptions
 from star_cli.generation.randomness import PerImage
@@ -146,7 +147,7 @@ class StarStage(Stage):
         # chance and smoothing teach; a model in evaluation is asked the plain question
         config = self.config if self.training else _asked_plainly(self.config)
         precision = surrounding_autocast(self._device)
-        with torch.no_grad(), torch.autocast(self._device.type, enabled=False):
+        with torch.no_grad(), exact_float32(self._device):
             condition = self.reader.condition(batch).to(self._device)
             if config.own_draws and batch.scales > 1:
                 tokens, teacher_input = self._with_own_draws(batch, condition, chance, precision)

@@ -23,7 +23,7 @@ from star_cli.pipeline import StarPipeline
 
 def fuzz(usual: int) -> settings:
     """How many examples hypothesis tries; the environment variable FUZZ_EXAMPLES asks for more."""
-    return settings(max_examples=int(os.environ.get("FUZZ_EXAMPLES", usual)), deadline=None, database=None)
+    return settings(max_examples=int(os.environ.get("FUZZ_EXAMPLES", usual)))
 
 
 PlanOf = Callable[..., Plan]

@@ -42,10 +42,6 @@ def make_stage(
     return stage
 
 
-def latent_of(stage: StarStage) -> Tensor:
-    return stage.reader.latent(stage.source.batch(0))
-
-
 def split(tokens: Tensor, schedule: ScaleSchedule) -> list[Tensor]:
     return [tokens[:, schedule.slice(scale)] for scale in range(len(schedule))]
 
@@ -92,7 +88,7 @@ def test_what_is_drawn_is_what_a_picture_would_have(tiny_pipeline: StarPipeline,
 def test_later_tokens_make_up_for_mistakes(tiny_pipeline: StarPipeline) -> None:
     schedule, quantizer = SCHEDULES[32], tiny_pipeline.vqvae.quantizer
     stage = make_stage(tiny_pipeline)
-    latent = latent_of(stage)
+    latent = stage.reader.latent(stage.source.batch(0))
     asked, seen = along(tiny_pipeline, stage, [0, 1, 1, 0])
     at = 0
     for scale, side in enumerate(schedule.sides[1:], start=1):
