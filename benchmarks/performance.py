@@ -21,6 +21,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 CPU_SHAPES = ("star-256-d16", "star-512-d16", "star-512-d30", "var-256-d16")
+SHIPPED = {"star-icons": "1", "star-shapes": "1,2,4,8"}
+"""Models, and the sizes of their passes: smooth pictures are drawn one at a time."""
 GPU_SHAPES = ("star-256-d16", "star-512-d16", "star-512-d30", "star-1024-d30")
 LEVELS: Mapping[str, Sequence[str]] = {
     "": (),
@@ -59,9 +61,10 @@ def measurements(gpu: bool) -> Iterator[tuple[str, list[str]]]:
             if gpu and "int8" in flags:
                 continue
             named = "-".join(filter(None, (dtype, level)))
-            for res in ("256", "512"):
-                sizes = "1,2,4,8"
-                yield f"star-shapes-{res}-{named}", ["--res", res, "--batch-sizes", sizes, "--dtype", dtype, *flags]
+            for model, sizes in SHIPPED.items():
+                for res in ("256", "512"):
+                    of_model = ["--model", model, "--res", res, "--batch-sizes", sizes]
+                    yield f"{model}-{res}-{named}", [*of_model, "--dtype", dtype, *flags]
             for shape in GPU_SHAPES if gpu else CPU_SHAPES:
                 repeat = "10" if gpu else "3"
                 yield f"{shape}-{named}", ["--shape", shape, "--dtype", dtype, "--repeat", repeat, *flags]

@@ -56,7 +56,7 @@ def _compare(count: int, res: int) -> None:
     print("| precision | s a picture | tokens as in float32, % | same pictures, % | PSNR, dB | right, % |")
     print("|---|---|---|---|---|---|")
     for name, (dtype, quantize) in MODES.items():
-        pipe = StarPipeline.from_pretrained(device="cpu", dtype=dtype, quantize=quantize)
+        pipe = StarPipeline.from_pretrained("star-shapes", device="cpu", dtype=dtype, quantize=quantize)
         pipe.max_batch = 1
         seconds, images = [], []
         for text in texts:

@@ -2,8 +2,8 @@
 
 from star_cli import StarPipeline
 
-image, = StarPipeline.from_pretrained()("a red circle")
-image.save("circle.png")
+image, = StarPipeline.from_pretrained()("a cat")
+image.save("cat.png")
 """
 
 from __future__ import annotations

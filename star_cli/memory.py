@@ -47,7 +47,7 @@ def stay_within_memory() -> int | None:
         return None
     import resource
 
-    free = _available_bytes()
+    free = available_bytes()
     if free is None:
         return None
     own = int(Path("/proc/self/statm").read_text().split()[5]) * resource.getpagesize()  # data, as the limit counts it
@@ -71,7 +71,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(words in str(error) for words in _OUT_OF_MEMORY)
 
 
-def _available_bytes() -> int | None:
+def available_bytes() -> int | None:
     """What new allocations may use: of the machine, and of the control group where that is less."""
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
@@ -84,3 +84,13 @@ def _available_bytes() -> int | None:
         return min(free, most - int((group / "memory.current").read_text()))
     except (OSError, ValueError):  # no control group, or one without a limit: "max"
         return free
+
+
+def peak_bytes() -> int:
+    """The most that this process ever had in memory; 0 where the system does not say."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

@@ -1,7 +1,7 @@
 """Prompt to picture, for users of the library and for the commands.
 
     pipe = StarPipeline.from_pretrained()
-    (image,) = pipe("a red circle to the left of a blue square", res=512, seed=7)
+    (image,) = pipe("a cat on green grass", res=512, seed=7)
     image.save("picture.png")
 
 Letters: B images, H W pixels.

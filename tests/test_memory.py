@@ -1,9 +1,13 @@
 """The allocator's settings: told once, and only where there is one that listens."""
 
+import errno
 import subprocess
 import sys
 
 import pytest
+import torch
+
+from star_cli.memory import is_out_of_memory
 
 PAGE_FAULTS = """
 import resource, sys
@@ -54,3 +58,19 @@ except RuntimeError as error:
 def test_what_the_machine_has_no_memory_for_is_refused_at_once() -> None:
     run = subprocess.run([sys.executable, "-c", TOO_MUCH], env={}, capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "True"
+
+
+@pytest.mark.parametrize(
+    ("error", "is_it"),
+    [
+        (MemoryError(), True),
+        (torch.OutOfMemoryError("x"), True),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), True),
+        (RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: not enough memory"), True),
+        (OSError(errno.ENOMEM, "Cannot allocate memory"), True),
+        (OSError(errno.ENOSPC, "No space left on device"), False),
+        (RuntimeError("x"), False),
+    ],
+)
+def test_out_of_memory_is_known(error: Exception, is_it: bool) -> None:
+    assert is_out_of_memory(error) is is_it

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING
+
+from star_cli.memory import available_bytes, peak_bytes
 
 if TYPE_CHECKING:
     import torch
@@ -30,7 +29,6 @@ class PassSize:
     has_room: Callable[[], bool] = lambda: True
     size: int = 0
     _grows: bool = False
-    _best: float = 0.0
     _rates: dict[int, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -66,7 +64,7 @@ class Room:
 
     def __init__(self, device: torch.device):
         self._device = device
-        self._before = _resident_bytes()
+        self._before = peak_bytes()
 
     def __call__(self) -> bool:
         """On a GPU by torch's own count, else by the growth of this process and what the system has left."""
@@ -77,35 +75,5 @@ class Room:
             reserved = torch.cuda.memory_reserved(self._device)
             peak = torch.cuda.max_memory_allocated(self._device)
             return free + reserved > 2 * peak
-        left = _available_bytes()
-        return left is not None and left > 2 * (_resident_bytes() - self._before)
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """By name where torch raises errors of its own: the CLI asks, too, and must not import torch."""
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        return True
-    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
-
-
-def _resident_bytes() -> int:
-    """The most that this process ever had in memory."""
-    try:
-        import resource
-    except ImportError:  # Windows
-        return 0
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
-
-
-def _available_bytes() -> int | None:
-    """What the system can still give; None where it does not say."""
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
-    except (OSError, StopIteration, ValueError):
-        pass
-    try:
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, ValueError, OSError):
-        return None
+        left = available_bytes()
+        return left is not None and left > 2 * (peak_bytes() - self._before)

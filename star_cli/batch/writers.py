@@ -40,7 +40,7 @@ class _Drawn:
 
 
 class Writers:
-    """Writes what is drawn into a batch's folder. Used with `with`: leaving waits for all of it.
+    """Writes what is drawn into a batch's folder; `close` waits for all of it.
 
     Args:
         folder: of the batch, entered.

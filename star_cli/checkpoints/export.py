@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,7 @@ from star_cli.errors import ModelFolderError, OutputPathError
 from star_cli.models.schedule import ScaleSchedule
 
 
-def export_official(
-    folder: ModelFolder, out: Path, *, overwrite: bool = False, on_file: Callable[[Path], None] | None = None
-) -> list[Path]:
+def export_official(folder: ModelFolder, out: Path, *, overwrite: bool = False) -> list[Path]:
     """Write the official files of a model.
 
     STAR's transformer is wrapped as its training code wraps it, `["trainer"]["var_wo_ddp"]`; VAR's and the VQVAE are
@@ -33,7 +31,6 @@ def export_official(
         folder: the model.
         out: where the files go; made when it is not there.
         overwrite: replace files that are there.
-        on_file: told before a file is written.
     Returns:
         The paths: transformer, VQVAE.
     Raises:
@@ -52,8 +49,6 @@ def export_official(
         if path.exists() and not overwrite:
             raise OutputPathError(f"{path} exists", "give another --out, or overwrite it with --force")
     for stem, path in targets.items():
-        if on_file is not None:
-            on_file(path)
         config = folder.transformer if stem == TRANSFORMER else folder.vqvae
         kept = _kept(folder, f"{stem}.")
         content: dict[str, Any] = dict(to_official(_tensors(folder, stem), config, schedule, kept))

@@ -70,8 +70,8 @@ def scenes(
 ) -> None:
     """Compose pictures of everyday things with captions, and write their folder's path.
 
-    One to four icons of an openly licensed set on plain and drawn backgrounds, captioned in varied English: what the
-    shipped model learned from. The icons are fetched on first use and kept in the cache.
+    One to four icons of an openly licensed set on plain and drawn backgrounds, captioned in varied English; star-icons
+    learned from mixes of such scenes. The icons are fetched on first use and kept in the cache.
     """
     if out is None and sheet is None:
         raise OptionError("nothing to write: neither --out nor --sheet", "give --out DIR, --sheet FILE, or both")

@@ -6,7 +6,6 @@ import os
 import platform
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
 import typer
@@ -17,6 +16,7 @@ from star_cli.cli import console, options
 from star_cli.cli.errors import is_debug
 from star_cli.cli.libraries import hushed
 from star_cli.errors import StarError
+from star_cli.memory import available_bytes
 
 _LIBRARIES = (
     *("torch", "transformers", "open_clip_torch", "safetensors", "huggingface_hub"),
@@ -125,18 +125,13 @@ def _memory_gib() -> float | None:
 
 
 def _free_memory_gib() -> float | None:
-    """Linux alone tells what programs could still get."""
-
-    def read() -> int:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
-
-    return _quietly(read)
+    free = available_bytes()
+    return None if free is None else round(free / _UNITS, 1)
 
 
 def _quietly(read: Callable[[], int]) -> float | None:
     """GiB, or None on a system that does not say."""
     try:
         return round(read() / _UNITS, 1)
-    except (OSError, ValueError, AttributeError, StopIteration):
+    except (OSError, ValueError, AttributeError):
         return None

@@ -13,7 +13,6 @@ from star_cli.cli.train import (
     DataOpt,
     RateOpt,
     ResumeOpt,
-    RunOpt,
     SetOpt,
     StepsOpt,
     ThreadsOpt,
@@ -23,6 +22,12 @@ from star_cli.cli.train import (
 
 FromOpt = Annotated[int, typer.Option("--from", metavar="PIXELS", help="A resolution the model draws.")]
 ToOpt = Annotated[int, typer.Option("--to", metavar="PIXELS", help="The resolution to learn.")]
+RunOpt = Annotated[
+    Path | None,
+    typer.Option(
+        "--run", help="Folder for checkpoints and previews; a run there goes on. Default: runs/NAME-finetune."
+    ),
+]
 OutOpt = Annotated[
     Path | None, typer.Option("--out", help="Model folder to write. Default: NAME-PIXELS in the current folder.")
 ]

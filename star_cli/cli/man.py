@@ -20,7 +20,7 @@ _MORE_VARIABLES = (
     ("STAR_CONFIG", "The config file, in place of the usual one."),
     ("STAR_CACHE", "Folder of downloaded and converted models."),
     ("STAR_DEBUG", "1 shows tracebacks and the libraries' warnings."),
-    ("STAR_KEEP_PAGES", "0 leaves the memory allocator alone while training."),
+    ("STAR_KEEP_PAGES", "0 leaves the memory allocator alone."),
     ("NO_COLOR", "Set to anything: no colours."),
 )
 _EXITS = (

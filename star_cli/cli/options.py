@@ -49,7 +49,8 @@ DataArg = Annotated[
     typer.Argument(
         metavar="DATA",
         show_default=False,
-        help="A folder of pictures, tar shards (data/{000..010}.tar), pipe:COMMAND, hf:NAME[:SPLIT], shapes[:COUNT].",
+        help="A folder of pictures, tar shards (data/{000..010}.tar), pipe:COMMAND, hf:NAME[:SPLIT], shapes[:COUNT], "
+        "icons[:MIX[:OBJECTS]].",
     ),
 ]
 ImageColumnOpt = Annotated[

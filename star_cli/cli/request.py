@@ -145,11 +145,11 @@ def _read_prompts(prompts: Sequence[str]) -> list[str]:
 
 
 def _read_stdin() -> list[str]:
-    """One prompt a line; empty lines are none."""
+    """One prompt a line; empty lines and those that begin with # are none, as in a batch."""
     if sys.stdin is None:
         raise OptionError("standard input is closed", "give the prompt as an argument")
     text = sys.stdin.buffer.read().decode("utf-8", errors="surrogateescape").removeprefix("\ufeff")
-    if lines := [line.rstrip("\r") for line in text.split("\n") if line.strip()]:
+    if lines := [line.rstrip("\r") for line in text.split("\n") if line.strip() and not line.lstrip().startswith("#")]:
         return lines
     raise OptionError("there is no prompt on standard input", "write one prompt a line")
 

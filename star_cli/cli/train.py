@@ -17,7 +17,10 @@ if TYPE_CHECKING:
 app = typer.Typer(help="Train models from nothing.", no_args_is_help=True)
 
 RecipeOpt = Annotated[
-    str, typer.Option("--recipe", metavar="NAME|FILE", help="A recipe that ships (star-shapes), or a TOML file.")
+    str,
+    typer.Option(
+        "--recipe", metavar="NAME|FILE", help="A recipe that ships (star-shapes, star-icons), or a TOML file."
+    ),
 ]
 OutOpt = Annotated[Path, typer.Option("--out", help="Model folder to write when all stages are done.")]
 StageOutOpt = Annotated[Path | None, typer.Option("--out", help="Model folder to write when the stage is done.")]

@@ -167,11 +167,6 @@ def caption_shard(shard: int) -> str:
     return f"captions-{shard:05}.safetensors"
 
 
-def is_cache(folder: Path | str) -> bool:
-    """Whether a folder holds a token cache, finished or not."""
-    return (Path(folder) / MANIFEST).is_file()
-
-
 def read_manifest(folder: Path) -> Manifest:
     """Read and check `cache.json`.
 

@@ -56,11 +56,11 @@ def _circle() -> Outline:
     return [(0.97 * math.cos(math.tau * i / 180), 0.97 * math.sin(math.tau * i / 180)) for i in range(180)]
 
 
-def _star(points: int = 5, inner: float = 0.43, lowered_by: float = 0.08) -> Outline:
+def _star(points: int = 5, inner: float = 0.43) -> Outline:
     corners = []
     for i in range(2 * points):
         reach, angle = (1.0 if i % 2 == 0 else inner), math.pi * i / points
-        corners.append((reach * math.sin(angle), lowered_by - reach * math.cos(angle)))
+        corners.append((reach * math.sin(angle), 0.08 - reach * math.cos(angle)))
     return corners
 
 
@@ -73,7 +73,8 @@ def _heart() -> Outline:
     return corners
 
 
-def _cross(arm: float = 0.33) -> Outline:
+def _cross() -> Outline:
+    arm = 0.33
     quarter = [(arm, -1.0), (arm, -arm), (1.0, -arm)]
     corners: Outline = []
     for _ in range(4):

@@ -9,7 +9,7 @@ from star_cli.data.folder import ImageFolder
 from star_cli.data.hub import PREFIX as HUB
 from star_cli.data.hub import HubImages, is_saved_dataset, open_hub
 from star_cli.data.shard_files import PIPE, expand
-from star_cli.data.shards import OnShard, ShardImages
+from star_cli.data.shards import ShardImages
 from star_cli.data.source import CaptionedImages, ShapeScenes
 from star_cli.data.transforms import SUFFIXES
 from star_cli.errors import DataError
@@ -33,7 +33,6 @@ def open_source(
     image_column: str | None = None,
     caption_column: str | None = None,
     spool_folder: Path | None = None,
-    on_shard: OnShard | None = None,
 ) -> CaptionedImages:
     """Open a set of captioned pictures.
 
@@ -44,7 +43,6 @@ def open_source(
         image_column: the column of pictures of a dataset of `datasets`; None: found.
         caption_column: the column or JSON field with captions; None: found.
         spool_folder: see `ShardImages`.
-        on_shard: see `ShardImages`.
     Raises:
         DataError: nothing there, nothing in it, or an option that this kind of data does not have.
     """
@@ -63,9 +61,9 @@ def open_source(
             return open_hub(where, image_column, caption_column)
         return HubImages(where, image_column=image_column, caption_column=caption_column)
     if kind == "shards":
-        return ShardImages(where, caption_column, spool_folder, on_shard)
+        return ShardImages(where, caption_column, spool_folder)
     if kind == "folder of shards":
-        return ShardImages(str(Path(_escaped(where)) / "*.tar"), caption_column, spool_folder, on_shard)
+        return ShardImages(str(Path(_escaped(where)) / "*.tar"), caption_column, spool_folder)
     return ImageFolder(where, caption_column)
 
 

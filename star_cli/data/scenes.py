@@ -1,4 +1,4 @@
-"""Scenes of coloured shapes, drawn from a seed: what the shipped model learns to paint.
+"""Scenes of coloured shapes, drawn from a seed: what star-shapes learns to paint.
 
 Everything that varies in a scene is said by its caption or fixed by a default (medium size, centre, white background),
 so a caption decides its picture. Lengths are shares of the picture's side; y runs downwards.

@@ -1,4 +1,4 @@
-"""Endless captioned pictures of shapes, drawn on the fly: the training data of the shipped model.
+"""Endless captioned pictures of shapes, drawn on the fly: the training data of star-shapes.
 
 A seed gives a scene and a caption; `render` draws it at any resolution. Seeds below `HELD_OUT_SEED` are for training;
 the scenes of the others are never seen there.

@@ -86,9 +86,9 @@ class Official:
         return torch.rand(like.shape, device=like.device)
 
 
-def random_generators(seeds: Sequence[int], device: torch.device | str = "cpu") -> PerImage:
+def random_generators(seeds: Sequence[int]) -> PerImage:
     """One generator per image, so that an image does not depend on its batch."""
-    return PerImage([torch.Generator(device=device).manual_seed(seed) for seed in seeds])
+    return PerImage([torch.Generator().manual_seed(seed) for seed in seeds])
 
 
 def _categorical(probabilities: Tensor, generator: torch.Generator) -> Tensor:

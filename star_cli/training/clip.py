@@ -32,7 +32,7 @@ _TRIES = 8
 
 @dataclass(frozen=True, kw_only=True)
 class ClipStageConfig(Config):
-    """The small CLIP and the batches it learns from. Defaults are those of the shipped model."""
+    """The small CLIP and the batches it learns from. Defaults are those of star-shapes."""
 
     embed_width: int = 96
     """E, width in which captions and images are compared; not used after this stage."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
@@ -246,18 +246,10 @@ class Maker:
 
     @property
     def _model_config(self) -> TransformerConfig:
+        """The recipe's transformer, for the codes and the text features that there are."""
         config = self.recipe.transformer or self._base_transformer.config
         codes, text = self._vqvae.config, self._text[2]
-        for field, value in (
-            ("codebook_size", codes.codebook_size),
-            ("code_dim", codes.code_dim),
-            ("text_width", text.width),
-        ):
-            if getattr(config, field) != value:
-                raise OptionError(
-                    f"star.model.{field} is {getattr(config, field)}, but the parts of the model make it {value}"
-                )
-        return config
+        return replace(config, codebook_size=codes.codebook_size, code_dim=codes.code_dim, text_width=text.width)
 
     def _star_stage(self, part: StarRecipe, name: str) -> StarStage:
         recipe = self.recipe

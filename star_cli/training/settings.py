@@ -13,7 +13,7 @@ FREE = frozenset(
     for name in (
         *("steps", "learning_rate", "warmup_steps", "decay", "final_rate", "clip_norm", "max_skipped"),
         *("precision", "accumulate", "checkpointing", "compile", "device", "parallel", "workers"),
-        *("save_every", "keep_last", "keep_best", "preview_every", "log_every", "track"),
+        *("save_every", "keep_last", "keep_best", "preview_every", "evaluate_every", "log_every", "track"),
     )
 )
 

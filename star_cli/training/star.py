@@ -130,7 +130,10 @@ class StarStage(Stage):
         if self.drop_path >= 1:
             raise OptionError(f"drop_path {self.config.drop_path} would leave out the last block for good")
         if self.config.own_draws and not isinstance(self.source, PixelBatches):
-            raise OptionError("own_draws needs pictures, not their tokens", "set stage.scenes = 0, and no data.cache")
+            raise OptionError(
+                "own_draws needs pictures, not their tokens",
+                "set stage.scenes = 0, no data.cache, and a source by name, such as shapes:65536",
+            )
         for resolution, schedule in self.schedules.items():
             if schedule.length > self.config.keep_tokens > 0 and self.config.keep_tokens <= schedule.offsets[-2]:
                 raise OptionError(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -11,6 +10,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
+
+from star_cli.memory import peak_bytes
 
 WINDOW = 20
 """Steps that the figures are a mean of."""
@@ -127,9 +128,4 @@ def used_memory(device: torch.device) -> int:
     """Largest memory use so far, bytes; 0 where the system does not say."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    try:
-        import resource
-    except ImportError:  # Windows
-        return 0
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+    return peak_bytes()

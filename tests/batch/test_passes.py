@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import random
 
-import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from star_cli.batch.events import Event, InOrder
-from star_cli.batch.passes import FIRST, LARGEST, PassSize, Room, is_out_of_memory
+from star_cli.batch.passes import FIRST, LARGEST, PassSize, Room
 
 
 def passes(size: PassSize, seconds_per_image: dict[int, float], count: int) -> list[int]:
@@ -63,19 +62,6 @@ def test_a_pass_that_is_not_full_says_nothing() -> None:
 
 def test_room_is_asked_of_the_system() -> None:
     assert isinstance(Room(torch.device("cpu"))(), bool)
-
-
-@pytest.mark.parametrize(
-    ("error", "is_it"),
-    [
-        (MemoryError(), True),
-        (torch.OutOfMemoryError("x"), True),
-        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), True),
-        (RuntimeError("x"), False),
-    ],
-)
-def test_out_of_memory_is_known(error: Exception, is_it: bool) -> None:
-    assert is_out_of_memory(error) is is_it
 
 
 @given(st.integers(0, 30), st.randoms())

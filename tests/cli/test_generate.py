@@ -96,7 +96,7 @@ def test_temperature_0_is_greedy_whatever_the_seed(draw: Star, folder: Path) -> 
 
 
 def test_prompts_come_from_stdin_one_a_line(draw: Star) -> None:
-    assert draw("-", input="a red circle\r\n\na blue square").stdout.split() == [
+    assert draw("-", input="# two\na red circle\r\n\n  # and\na blue square").stdout.split() == [
         "a-red-circle-0.png",
         "a-blue-square-0.png",
     ]

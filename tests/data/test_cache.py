@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from star_cli import images
 from star_cli.data.cache import TokenCache, open_cache
 from star_cli.data.cache_build import build_cache
-from star_cli.data.cache_manifest import MANIFEST, TOLD, is_cache
+from star_cli.data.cache_manifest import MANIFEST, TOLD
 from star_cli.data.cache_plan import CacheOptions
 from star_cli.data.encoding import exact_float32, hash_text_encoder, hash_vqvae, tokenize
 from star_cli.errors import DataError, OptionError, OutputError
@@ -268,8 +268,8 @@ def test_a_folder_of_something_else_is_left_alone(own: Path, tiny_pipeline: Star
     assert contents(own) == before
     (tmp_path / "killed").mkdir()
     (tmp_path / "killed" / ".0123.star-tmp").write_text("{")
-    assert not is_cache(tmp_path / "killed")
-    assert is_cache(build(tiny_pipeline, tmp_path / "killed", Pictures(2)).folder)
+    assert not (tmp_path / "killed" / MANIFEST).exists()
+    assert (build(tiny_pipeline, tmp_path / "killed", Pictures(2)).folder / MANIFEST).is_file()
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "letter.txt").write_text("dear")
     with pytest.raises(DataError, match="not empty"):

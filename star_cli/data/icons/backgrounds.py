@@ -94,9 +94,7 @@ def _fill(picture: Image.Image, outline: list[tuple[float, float]], filling: Ima
     picture.paste(filling, (0, 0), mask)
 
 
-def _clouds(
-    rng: random.Random, picture: Image.Image, count: int, lowest: float, colour: Colour = (255, 255, 255)
-) -> None:
+def _clouds(rng: random.Random, picture: Image.Image, count: int, lowest: float) -> None:
     """Soft white heaps, each some overlapping discs above a flat base."""
     side = picture.width
     mask = Image.new("L", (512, 512))  # clouds are soft: one size of mask serves all resolutions
@@ -108,7 +106,7 @@ def _clouds(
             centre_x, centre_y, r = x + dx * size, y + dy * size, radius * size
             pen.ellipse((centre_x - r, centre_y - r, centre_x + r, centre_y + r), fill=215)
     soft = mask.reduce(4).resize((side, side), Image.Resampling.BICUBIC)
-    picture.paste(colour, (0, 0), soft)
+    picture.paste((255, 255, 255), (0, 0), soft)
 
 
 def _sky(rng: random.Random, side: int) -> Image.Image:

@@ -63,7 +63,7 @@ def known_words(catalogue: Catalogue) -> frozenset[str]:
     return frozenset(split_words(said))
 
 
-def noun(thing: IconObject, rng: random.Random, size: str = "medium", is_bare: bool = False, word: str = "") -> str:
+def noun(thing: IconObject, rng: random.Random, size: str = "medium", is_bare: bool = False) -> str:
     """What one thing is called, with article, size and at times its colour.
 
     Args:
@@ -71,13 +71,12 @@ def noun(thing: IconObject, rng: random.Random, size: str = "medium", is_bare: b
         rng: decides the words.
         size: a key of `SIZE_WORDS`.
         is_bare: without article.
-        word: the name to use; one of its own when empty.
     """
     adjective = rng.choice(SIZE_WORDS[size])
-    name = word or _name(thing, rng, needs_free=bool(adjective))
+    name = _name(thing, rng, needs_free=bool(adjective))
     if name in thing.fixed_names:
         return " ".join(filter(None, (adjective, name)))
-    colour = thing.look.said_colour if not word and rng.random() < 0.15 else ""
+    colour = thing.look.said_colour if rng.random() < 0.15 else ""
     if colour and not any(known in name for known in PLAIN):
         name = f"{colour} {name}"
     name = " ".join(filter(None, (adjective, name)))

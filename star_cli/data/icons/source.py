@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from dataclasses import astuple
-from pathlib import Path
 
 from torch import Tensor
 
@@ -51,10 +50,9 @@ class IconScenes(CaptionedImages):
         first_seed: int = 0,
         mix: SceneMix | str = "full",
         objects: int = DEFAULT_OBJECTS,
-        icons: Path | None = None,
     ) -> IconScenes:
-        """The scenes with the icons of the cache, or of `icons` (see `fetch.open_icons`)."""
-        return cls(open_catalogue(icons, objects), count, first_seed, mix)
+        """The scenes with the icons of the cache, fetched into it where they are not there."""
+        return cls(open_catalogue(None, objects), count, first_seed, mix)
 
     def prepare(self, resolution: int, on_icon: Callable[[int, int], None] | None = None) -> None:
         """Render all icons for scenes of this resolution into the cache, unless they are there."""
