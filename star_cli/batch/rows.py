@@ -83,10 +83,15 @@ def _decoded(file: Iterable[bytes]) -> Iterator[str]:
         yield text.removeprefix("\ufeff") if number == 0 else text
 
 
+def is_prompt(line: str) -> bool:
+    """Whether a line of text is one: not empty, and no comment, which begins with #."""
+    return bool(line.strip()) and not line.lstrip().startswith("#")
+
+
 def _read_text(lines: Iterator[str]) -> Iterator[RawRow]:
     for number, line in enumerate(lines, start=1):
         text = line.removesuffix("\n").rstrip("\r")
-        if text.strip() and not text.lstrip().startswith("#"):
+        if is_prompt(text):
             yield RawRow(number, {"prompt": text})
 
 

@@ -18,6 +18,7 @@ from star_cli.asked import (
     precision_of,
     sampling_of,
 )
+from star_cli.batch.rows import is_prompt
 from star_cli.checkpoints.folder import ModelFolder
 from star_cli.checkpoints.known import SHIPPED, find_model
 from star_cli.classes import find_class
@@ -145,11 +146,11 @@ def _read_prompts(prompts: Sequence[str]) -> list[str]:
 
 
 def _read_stdin() -> list[str]:
-    """One prompt a line; empty lines and those that begin with # are none, as in a batch."""
+    """One prompt a line, by the rule of a batch's text files."""
     if sys.stdin is None:
         raise OptionError("standard input is closed", "give the prompt as an argument")
     text = sys.stdin.buffer.read().decode("utf-8", errors="surrogateescape").removeprefix("\ufeff")
-    if lines := [line.rstrip("\r") for line in text.split("\n") if line.strip() and not line.lstrip().startswith("#")]:
+    if lines := [line.rstrip("\r") for line in text.split("\n") if is_prompt(line)]:
         return lines
     raise OptionError("there is no prompt on standard input", "write one prompt a line")
 
