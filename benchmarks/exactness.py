@@ -22,7 +22,8 @@ from benchmarks.speed_drift import read_prompts
 from star_cli.evaluation.speed_subject import Precision, load_subject
 from star_cli.generation.randomness import random_generators
 from star_cli.generation.sampler import draw
-from star_cli.pipeline import ImageJob, StarPipeline
+from star_cli.jobs import ImageJob
+from star_cli.pipeline import StarPipeline
 
 BATCH = 8
 Drawing = list[list[Tensor]]

@@ -1,30 +1,57 @@
-"""What may be asked of a model, checked before any weight is read: `star generate` and `star batch` ask the same."""
+"""What may be asked of a model, checked before any weight is read: commands, batches and the library ask the same."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
-from star_cli.checkpoints.folder import ModelFolder
 from star_cli.errors import OptionError
 from star_cli.generation.options import LARGEST_SEED, SamplingOptions
+from star_cli.models.schedule import ScaleSchedule
+
+if TYPE_CHECKING:
+    from star_cli.checkpoints.folder import ModelFolder
 
 SAMPLING = ("guidance", "top_k", "top_p", "temperature", "smooth", "stable", "compat", "speed")
 """Fields of `SamplingOptions` that are flags and recipe keys, too."""
 
 
-def check_texts(texts: Sequence[str], prompts: int) -> None:
-    """Can these words be drawn? The first `prompts` are prompts, the rest negative ones.
+class Drawable(Protocol):
+    """A model, loaded or not."""
+
+    @property
+    def name(self) -> str:
+        """As messages call it."""
+        ...
+
+    @property
+    def schedules(self) -> Mapping[int, ScaleSchedule]:
+        """Of each resolution in pixels."""
+        ...
+
+    @property
+    def default_resolution(self) -> int:
+        """Drawn when none is asked for."""
+        ...
+
+    @property
+    def class_count(self) -> int | None:
+        """Classes that it draws; None when it draws words."""
+        ...
+
+
+def check_texts(prompts: Sequence[str], negative: str) -> None:
+    """Can these words be drawn?
 
     Raises:
         OptionError: no prompt, an empty one, or bytes that are not UTF-8.
     """
     if not prompts:
         raise OptionError("there is no prompt", 'say what to draw: star generate "a red circle"')
-    if not all(text.strip() for text in texts[:prompts]):
+    if not all(prompt.strip() for prompt in prompts):
         raise OptionError("the prompt is empty", 'say what to draw: star generate "a red circle"')
-    for text in texts:
+    for text in (*prompts, negative):
         if any("\ud800" <= character <= "\udfff" for character in text):  # bytes that Python could not decode
             raise OptionError(f"the prompt holds bytes that are not UTF-8: {text}", "write it in UTF-8")
 
@@ -72,37 +99,37 @@ def precision_of(values: Mapping[str, Any]) -> str:
     return str(values.get("dtype", "float32") if quantize == "none" else quantize)
 
 
-def check_kind(folder: ModelFolder, texts: Sequence[str], named: Sequence[str], negative: str) -> None:
+def check_kind(model: Drawable, texts: Sequence[str], named: Sequence[str | int], negative: str) -> None:
     """Words for a model that draws words, a class for one that draws classes.
 
     Raises:
         OptionError: the other.
     """
-    if folder.transformer.conditioning == "class":
+    if model.class_count is not None:
         if texts:
             raise OptionError(
-                f"model {folder.name} draws a class, not words", 'say which: --class 207, or --class "golden retriever"'
+                f"model {model.name} draws a class, not words", 'say which: --class 207, or --class "golden retriever"'
             )
         if negative:
-            raise OptionError(f"model {folder.name} draws a class: --negative has no meaning", "leave it out")
+            raise OptionError(f"model {model.name} draws a class: --negative has no meaning", "leave it out")
     elif named:
         raise OptionError(
-            f"model {folder.name} draws words, not a class", 'give a prompt: star generate "a golden retriever"'
+            f"model {model.name} draws words, not a class", 'give a prompt: star generate "a golden retriever"'
         )
 
 
-def checked_resolution(res: int | None, folder: ModelFolder) -> int:
+def checked_resolution(res: int | None, model: Drawable) -> int:
     """The side in pixels, the model's own when None.
 
     Raises:
         OptionError: the model does not draw it.
     """
-    res = folder.default_resolution if res is None else res
-    known = sorted(folder.schedules)
+    res = model.default_resolution if res is None else res
+    known = sorted(model.schedules)
     if res not in known:
         nearest = min(known, key=lambda side: (abs(side - res), -side))
         raise OptionError(
-            f"model {folder.name} draws {' or '.join(map(str, known))} pixels, not {res}", f"use --res {nearest}"
+            f"model {model.name} draws {' or '.join(map(str, known))} pixels, not {res}", f"use --res {nearest}"
         )
     return res
 

@@ -10,7 +10,6 @@ Letters: B images, H W pixels.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,18 +18,18 @@ import torch
 from torch import Tensor
 
 from star_cli import __version__
+from star_cli.asked import checked_resolution
 from star_cli.checkpoints.folder import usual_resolution
 from star_cli.checkpoints.known import SHIPPED, find_model
-from star_cli.classes import check_class, find_class
-from star_cli.errors import OptionError
 from star_cli.generated import GeneratedImage
-from star_cli.generation.drawn import Drawn, OnScale
+from star_cli.generation.drawn import Drawn, OnScale, progress_of_pass
 from star_cli.generation.official import as_published, decode_as_published
-from star_cli.generation.options import LARGEST_SEED, SamplingOptions, check_compat
+from star_cli.generation.options import SamplingOptions, check_compat
 from star_cli.generation.randomness import Randomness, random_generators
 from star_cli.generation.sampler import draw
 from star_cli.hardware import choose_device, choose_dtype, choose_quantize
 from star_cli.images import to_uint8, to_uint8_truncated
+from star_cli.jobs import ImageJob, jobs_of
 from star_cli.models.condition import ClassCondition, Condition
 from star_cli.models.int8 import quantize_blocks
 from star_cli.models.schedule import ScaleSchedule
@@ -39,18 +38,6 @@ from star_cli.models.text import TextEncoder
 from star_cli.models.transformer import StarTransformer
 from star_cli.models.vqvae import MultiScaleVQVAE
 from star_cli.vocabulary import unknown_words
-
-
-@dataclass(frozen=True)
-class ImageJob:
-    """One image to draw."""
-
-    subject: str | int
-    """Prompt or class."""
-    seed: int
-    negative: str = ""
-    """What guidance leads away from."""
-
 
 Told = tuple[Condition, Condition]
 """What the transformer is told of each image, and what guidance leads away from."""
@@ -139,9 +126,7 @@ class StarPipeline:
             model_hash=folder.hash,
             transformer=transformer,
             vqvae=folder.load_vqvae(chosen_device, chosen_dtype),
-            text_encoder=None
-            if folder.transformer.conditioning == "class"
-            else folder.load_text_encoder(chosen_device),
+            text_encoder=folder.load_text_encoder(chosen_device) if folder.class_count is None else None,
             schedules=folder.schedules,
             sampling=folder.sampling,
             default_resolution=folder.default_resolution,
@@ -155,6 +140,11 @@ class StarPipeline:
     def resolutions(self) -> tuple[int, ...]:
         """Sides in pixels that this model draws, smallest first."""
         return tuple(sorted(self.schedules))
+
+    @property
+    def class_count(self) -> int | None:
+        """Classes that this model draws; None when it draws words."""
+        return self.transformer.config.class_count
 
     def words_cut(self, prompt: str) -> str:
         """The end of the prompt that the text encoder does not read; "" when it reads all."""
@@ -201,16 +191,14 @@ class StarPipeline:
                 words for a model that draws classes, or the reverse; an option that the weights or several images rule
                 out.
         """
-        subjects = self._subjects(prompts, classes, negative)
-        _check_numbers(seed, num)
-        res = self.default_resolution if res is None else res
+        jobs = jobs_of(self, prompts, classes, negative, seed, num)
+        res = checked_resolution(res, self)
         options = options or self.defaults
-        jobs = [ImageJob(subject, seed + index, negative) for subject in subjects for index in range(num)]
         at_once = 1 if options.compat == "official" else self.max_batch
         check_compat(options, len(jobs), self.quantize or self._dtype_name)
         images: list[GeneratedImage] = []
         for start in range(0, len(jobs), at_once):
-            progress = _shift(on_scale, start, len(jobs), at_once)
+            progress = progress_of_pass(on_scale, start, len(jobs), at_once)
             images += self.draw_jobs(jobs[start : start + at_once], res=res, options=options, on_scale=progress)
         return images
 
@@ -253,7 +241,7 @@ class StarPipeline:
         Raises:
             OptionError: a resolution that the model does not draw, options that the weights or the jobs rule out.
         """
-        schedule = self._schedule(res)
+        schedule = self.schedules[checked_resolution(res, self)]
         options = options.for_head(self.transformer.config.stable_head)
         told = told or self.tell(jobs)
         if options.compat == "official":
@@ -263,7 +251,7 @@ class StarPipeline:
         if (self._rounds_by_batch or options.smooth) and len(jobs) > 1:
             for row, job in enumerate(jobs):
                 own = (told[0].rows(slice(row, row + 1)), told[1].rows(slice(row, row + 1)))
-                progress = _shift(on_scale, row, len(jobs), 1)
+                progress = progress_of_pass(on_scale, row, len(jobs), 1)
                 yield from self.draw_jobs([job], res=res, options=options, told=own, on_scale=progress)
             return
         drawn = self._draw(told, schedule, options, random_generators([job.seed for job in jobs]), on_scale)
@@ -272,35 +260,6 @@ class StarPipeline:
             f_hat = drawn.f_hat if options.smooth else self._f_hat(token_maps, schedule)
             pixels, recipe = self._decode(f_hat), self._recipe(job, res, options)
             yield GeneratedImage(pixels, recipe, [token_map.cpu() for token_map in token_maps])
-
-    def _schedule(self, res: int) -> ScaleSchedule:
-        if res not in self.schedules:
-            drawable = " or ".join(map(str, self.resolutions))
-            nearest = min(self.resolutions, key=lambda known: (abs(known - res), -known))
-            raise OptionError(f"this model draws {drawable} pixels, not {res}", f"use --res {nearest}")
-        return self.schedules[res]
-
-    @property
-    def _is_by_class(self) -> bool:
-        return self.transformer.config.conditioning == "class"
-
-    def _subjects(
-        self, prompts: str | Sequence[str], classes: int | str | Sequence[int | str], negative: str
-    ) -> list[str] | list[int]:
-        """What is to be drawn: prompts or class numbers, checked."""
-        texts = [prompts] if isinstance(prompts, str) else list(prompts)
-        named = [classes] if isinstance(classes, int | str) else list(classes)
-        if not self._is_by_class:
-            if named:
-                raise OptionError("this model draws words, not a class", "give a prompt")
-            _check_texts(texts, negative)
-            return texts
-        if texts or negative:
-            raise OptionError("this model draws a class, not words", "give a class, such as 207")
-        if not named:
-            raise OptionError("there is no class", "say which class to draw")
-        count = self.transformer.config.classes
-        return [find_class(one, count) if isinstance(one, str) else check_class(one, count) for one in named]
 
     def _draw(
         self,
@@ -331,7 +290,7 @@ class StarPipeline:
         (job,) = jobs
         with as_published(job.seed, self.device) as randomness:
             drawn = self._draw(told, schedule, options, randomness, on_scale)
-            pixels = decode_as_published(self.vqvae, drawn.f_hat, self._is_by_class)
+            pixels = decode_as_published(self.vqvae, drawn.f_hat, self.class_count is not None)
         token_maps = [token_map[0].cpu() for token_map in drawn.token_maps]
         return GeneratedImage(to_uint8_truncated(pixels).cpu(), self._recipe(job, res, options), token_maps)
 
@@ -365,7 +324,8 @@ class StarPipeline:
         return str(self.dtype).removeprefix("torch.")
 
     def _recipe(self, job: ImageJob, res: int, options: SamplingOptions) -> dict[str, Any]:
-        subject = {"class": job.subject} if self._is_by_class else {"prompt": job.subject, "negative": job.negative}
+        words = {"prompt": job.subject, "negative": job.negative}
+        subject = words if self.class_count is None else {"class": job.subject}
         return {
             **subject,
             "res": res,
@@ -378,32 +338,3 @@ class StarPipeline:
             **({"quantize": self.quantize} if self.quantize else {}),
             "star_version": __version__,
         }
-
-
-def _check_texts(prompts: Sequence[str], negative: str) -> None:
-    if not prompts:
-        raise OptionError("there is no prompt", "say what to draw")
-    if any(not prompt.strip() for prompt in prompts):
-        raise OptionError("the prompt is empty", "say what to draw")
-    for text in (*prompts, negative):
-        if any("\ud800" <= character <= "\udfff" for character in text):  # how Python hands over bytes it cannot read
-            raise OptionError("the prompt holds bytes that are not UTF-8", "write it in UTF-8")
-
-
-def _check_numbers(seed: int, num: int) -> None:
-    if num < 1:
-        raise OptionError(f"--num must be a whole number of at least 1, not {num}")
-    if not 0 <= seed <= LARGEST_SEED - num + 1:
-        raise OptionError(f"--seed must be a whole number from 0 to {LARGEST_SEED - num + 1}, not {seed}")
-
-
-def _shift(on_scale: OnScale | None, start: int, images: int, max_batch: int) -> OnScale | None:
-    """Progress of one pass as progress of all."""
-    if on_scale is None:
-        return None
-    passes, done_passes = -(-images // max_batch), start // max_batch
-
-    def report(done: int, total: int) -> None:
-        on_scale(done_passes * total + done, passes * total)
-
-    return report

@@ -8,7 +8,6 @@ import hashlib
 import os
 import shutil
 import threading
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,10 +18,11 @@ from filelock import FileLock
 
 from star_cli.batch.claims import Claims
 from star_cli.batch.journal import Journal, Record
-from star_cli.batch.plan import Job, job_hash, name_key
+from star_cli.batch.plan import Job, name_key
+from star_cli.batch.records import job_of_image, record_of, record_of_image
 from star_cli.batch.template import JOURNAL_FILE, numbered
 from star_cli.errors import OutputError, OutputPathError
-from star_cli.images import FORMATS, check_writable, read_recipe, way_out, write_whole
+from star_cli.images import check_writable, way_out, write_whole
 
 HIDDEN = ".star"
 """Folder inside the batch's folder for locks and unfinished files."""
@@ -136,29 +136,9 @@ class BatchFolder:
             if owner is None:
                 if not os.path.lexists(self.path / file):  # a link that leads nowhere is somebody's, too
                     return Place(file, overwrite=False), False
-                if self.find_image(file, job.copy) == job.hash:
+                if job_of_image(self.path / file, job.copy) == job.hash:
                     return Place(file, overwrite=False), True
             count += 1
-
-    def find_image(self, file: str, copy: int = 0) -> str | None:
-        """Hash of the job that a picture's own recipe tells; None for what is damaged, or not a picture of star."""
-        from PIL import Image
-
-        path = self.path / file
-        if (format := FORMATS.get(path.suffix.lower())) is None:  # noqa: A001
-            return None
-        try:
-            recipe = read_recipe(path)
-            with warnings.catch_warnings(action="ignore"), Image.open(path) as image:
-                image.verify()  # the checksums of a PNG
-            with warnings.catch_warnings(action="ignore"), Image.open(path) as image:
-                image.load()  # every pixel is there
-        except Exception:  # Pillow's readers meet damaged files with errors of any kind
-            return None
-        try:
-            return job_hash(recipe, format, copy)
-        except (TypeError, ValueError):
-            return None
 
     # -- changes ------------------------------------------------------------------------------------------------------
 
@@ -186,14 +166,9 @@ class BatchFolder:
             raise OutputError(f"cannot write into {self.path}: {error.strerror or error}", way_out(error)) from error
         place, is_there = self.place(job)
         if is_there and not again:
-            self._finish(self.found(job, place.file))
+            self._finish(record_of(job, place.file, (self.path / place.file).read_bytes(), 0.0))
             return "kept", None
         return "todo", Place(place.file, overwrite=place.overwrite or is_there)
-
-    def found(self, job: Job, file: str) -> Record:
-        """The record of an image that lies here though no journal tells of it."""
-        data = (self.path / file).read_bytes()
-        return record_of(job, file, hashlib.sha256(data).hexdigest(), len(data), 0.0)
 
     def write(self, place: Place, data: bytes) -> str:
         """Write an image whole; under another name when its own was just taken.
@@ -327,66 +302,12 @@ class BatchFolder:
             if file.startswith(f"{HIDDEN}/") or name_key(file) in self.journal.owners or not path.is_file():
                 continue
             copy = 0
-            while (job := self.find_image(file, copy)) in seen:
+            while (job := job_of_image(path, copy)) in seen:
                 copy += 1
-            if job is not None and (record := _record_of_image(job, file, path)) is not None:
+            if job is not None and (record := record_of_image(job, file, path)) is not None:
                 seen.add(job)
                 yield record
 
     def _finish(self, record: Record) -> None:
         self.journal.append(record)
         self._claims.release(record.job)
-
-
-def record_of(job: Job, file: str, sha256: str, size_bytes: int, seconds: float) -> Record:
-    """The record of a finished job."""
-    return Record(
-        job=job.hash,
-        status="done",
-        file=file,
-        sha256=sha256,
-        seconds=round(seconds, 3),
-        size_bytes=size_bytes,
-        res=job.row.setting.res,
-        line=job.row.line,
-        subject=shortened(job.row.subject),
-        seed=job.seed,
-    )
-
-
-def failure_of(job: Job, error: str, seconds: float) -> Record:
-    """The record of a job that failed."""
-    return Record(
-        job=job.hash,
-        status="failed",
-        seconds=round(seconds, 3),
-        res=job.row.setting.res,
-        line=job.row.line,
-        subject=shortened(job.row.subject),
-        seed=job.seed,
-        error=error,
-    )
-
-
-def shortened(subject: str | int) -> str | int:
-    """A subject for people."""
-    return f"{subject[:200]}..." if isinstance(subject, str) and len(subject) > 200 else subject
-
-
-def _record_of_image(job: str, file: str, path: Path) -> Record | None:
-    """The record of a picture that tells its own job; None when its name or its recipe is none of ours."""
-    recipe, data = read_recipe(path), path.read_bytes()
-    record = Record(
-        job=job,
-        status="done",
-        file=file,
-        sha256=hashlib.sha256(data).hexdigest(),
-        size_bytes=len(data),
-        res=recipe.get("res", 0),
-        subject=shortened(recipe.get("prompt", recipe.get("class", ""))),
-        seed=recipe.get("seed", 0),
-    )
-    try:
-        return Record.from_line(record.to_line())  # a journal with it can be read
-    except ValueError:
-        return None

@@ -103,7 +103,7 @@ class Plan:
 
     def jobs(self) -> Iterator[Job]:
         """Every job, in the order of the input. The same input gives the same jobs, whoever asks."""
-        subject_key = "class" if self.folder.transformer.conditioning == "class" else "prompt"
+        subject_key = "prompt" if self.folder.class_count is None else "class"
         taken: set[str] = set()  # names in small letters: not every system tells A from a
         counts: dict[str, int] = {}
         seen: dict[bytes, int] = {}
@@ -211,7 +211,6 @@ class _Settler:
         self._format = format
         self._defaults = {"negative": "", "seed": 0, "num": 1, **defaults}
         self._settings: dict[tuple[tuple[str, Any], ...], Setting] = {}
-        self._is_by_class = folder.transformer.conditioning == "class"
 
     def row(self, raw: RawRow, kind: InputKind) -> Row:
         """One row, checked.
@@ -220,14 +219,14 @@ class _Settler:
             OptionError: it cannot be drawn.
         """
         said = raw.values
-        if kind == "text" and self._is_by_class:
+        if kind == "text" and self._folder.class_count is not None:
             said = {"class": said["prompt"]}
         values = {**self._defaults, **said}
         if "prompt" in said and "class" in said:
             raise OptionError("a prompt and a class are given: one of them")
         texts, named = [said[name]] if (name := "prompt") in said else [], [said["class"]] if "class" in said else []
         if not named:
-            check_texts([*texts, values["negative"]], len(texts))
+            check_texts(texts, values["negative"])
         check_kind(self._folder, texts, named, values["negative"])
         check_numbers(values)
         format, out = self._file(said)  # noqa: A001 - as the column

@@ -15,14 +15,16 @@ from pathlib import Path
 from typing import Any
 
 from star_cli.batch.events import Event, InOrder, OnEvent
-from star_cli.batch.folder import BatchFolder, failure_of
+from star_cli.batch.folder import BatchFolder
 from star_cli.batch.plan import Plan
+from star_cli.batch.records import failure_of
 from star_cli.batch.runner import Summary, words_of
 from star_cli.batch.selection import Policy, Selection
 from star_cli.batch.writers import Todo, Writers
 from star_cli.errors import OptionError, OutputError
 from star_cli.generation.options import SamplingOptions
-from star_cli.pipeline import ImageJob, StarPipeline
+from star_cli.jobs import ImageJob
+from star_cli.pipeline import StarPipeline
 
 _USUAL_SIZE = 8
 _ALL = 10**9

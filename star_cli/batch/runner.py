@@ -18,14 +18,15 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from star_cli.batch.events import Event, InOrder, OnEvent
-from star_cli.batch.folder import BatchFolder, failure_of
+from star_cli.batch.folder import BatchFolder
 from star_cli.batch.passes import PassSize, Room
 from star_cli.batch.plan import Job, Plan, Setting
+from star_cli.batch.records import failure_of
 from star_cli.batch.selection import Policy, Selection
 from star_cli.batch.writers import Todo, Writers
 from star_cli.errors import StarError
+from star_cli.jobs import ImageJob
 from star_cli.memory import is_out_of_memory
-from star_cli.pipeline import ImageJob
 
 if TYPE_CHECKING:
     from star_cli.generated import GeneratedImage

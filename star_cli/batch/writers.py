@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import queue
 import threading
 import time
@@ -10,8 +9,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from star_cli.batch.events import Event, InOrder
-from star_cli.batch.folder import BatchFolder, Place, failure_of, record_of
+from star_cli.batch.folder import BatchFolder, Place
 from star_cli.batch.plan import Job
+from star_cli.batch.records import failure_of, record_of
 from star_cli.errors import OutputError, StarError
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ class Writers:
             self._folder.finish(record)
             return Event("failed", job, record=record, message=str(error))
         seconds = drawn.seconds + time.perf_counter() - start
-        record = record_of(job, file, hashlib.sha256(data).hexdigest(), len(data), seconds)
+        record = record_of(job, file, data, seconds)
         self._folder.finish(record)
         return Event("done", job, self._folder.path / file, record)
 

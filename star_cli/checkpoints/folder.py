@@ -97,6 +97,11 @@ class ModelFolder:
         """Of all files that are loaded."""
         return sum(record.size_bytes for record in self.files.values())
 
+    @property
+    def class_count(self) -> int | None:
+        """Classes that the model draws; None when it draws words."""
+        return self.transformer.class_count
+
     def weights(self, stem: str) -> dict[Path, FileRecord]:
         """The safetensors files of the transformer or the VQVAE, one or several, in order."""
         return {self.path / name: self.files[name] for name in shard_names(stem, self.files)}

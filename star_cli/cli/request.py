@@ -110,7 +110,7 @@ def make_request(
         **given,
     }
     if texts or not named:
-        check_texts([*texts, settled["negative"]], len(texts))
+        check_texts(texts, settled["negative"])
     # Checked before the model is looked for: wrong is wrong whatever the model.
     check_numbers(settled)
     check_sampling(settled)

@@ -175,7 +175,7 @@ def _peak(device: torch.device) -> dict[str, int | None]:
 
 def _generate(bench: Bench) -> list[str]:
     model = bench.model or SHIPPED
-    by_class = find_model(model).transformer.conditioning == "class"
+    by_class = find_model(model).class_count is not None
     flags = {"model": model, "res": bench.res, **asdict(bench.precision), **bench.sampling}
     given = [part for name, value in flags.items() if value is not None for part in (_flag(name), str(value))]
     what = ["--class", str(CLASS)] if by_class else [PROMPT]

@@ -21,6 +21,7 @@ from star_cli.evaluation.speed_machine import now
 from star_cli.evaluation.speed_profile import Clocks
 from star_cli.generation.options import SamplingOptions
 from star_cli.hardware import choose_device, choose_dtype, choose_quantize
+from star_cli.jobs import ImageJob
 from star_cli.models.condition import TextCondition
 from star_cli.models.config import TextEncoderConfig, TransformerConfig
 from star_cli.models.flops import count_parameters
@@ -29,7 +30,7 @@ from star_cli.models.schedule import ScaleSchedule
 from star_cli.models.text import TextEncoder
 from star_cli.models.transformer import StarTransformer
 from star_cli.models.vqvae import MultiScaleVQVAE
-from star_cli.pipeline import ImageJob, StarPipeline
+from star_cli.pipeline import StarPipeline
 
 _SHAPE = re.compile(r"(?P<family>star|var)-(?P<res>256|512|1024)-d(?P<depth>[1-9][0-9]?)")
 _BASES = {

@@ -22,3 +22,15 @@ class Drawn:
     """Sum of all scales, (B, C, h, w), float32; the decoder makes the picture of it."""
     token_maps: list[Tensor]
     """Tokens of each scale, (B, side, side), int64."""
+
+
+def progress_of_pass(on_scale: OnScale | None, start: int, images: int, max_batch: int) -> OnScale | None:
+    """Progress of one pass as progress of all."""
+    if on_scale is None:
+        return None
+    passes, done_passes = -(-images // max_batch), start // max_batch
+
+    def report(done: int, total: int) -> None:
+        on_scale(done_passes * total + done, passes * total)
+
+    return report

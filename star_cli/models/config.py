@@ -208,6 +208,11 @@ class TransformerConfig(Config):
         )
 
     @property
+    def class_count(self) -> int | None:
+        """Classes that can be drawn; None when words are."""
+        return self.classes if self.conditioning == "class" else None
+
+    @property
     def is_text_modulated(self) -> bool:
         """Does the pooled text modulate blocks and head?"""
         return self.modulation in ("text", "text_shared")

@@ -14,7 +14,8 @@ from star_cli.batch.plan import Plan, job_hash, read_plan
 from star_cli.batch.template import NameTemplate
 from star_cli.checkpoints.folder import read_model_folder
 from star_cli.errors import BatchInputError, OptionError
-from star_cli.pipeline import LARGEST_SEED, StarPipeline
+from star_cli.generation.options import LARGEST_SEED
+from star_cli.pipeline import StarPipeline
 from tests.batch.conftest import PlanOf
 
 

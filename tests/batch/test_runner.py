@@ -23,7 +23,8 @@ from star_cli.batch.template import JOURNAL_FILE
 from star_cli.errors import OptionError, OutputError
 from star_cli.generated import GeneratedImage
 from star_cli.images import read_recipe
-from star_cli.pipeline import ImageJob, StarPipeline
+from star_cli.jobs import ImageJob
+from star_cli.pipeline import StarPipeline
 from tests.batch.conftest import PlanOf, RunBatch, images_in, leftovers
 
 WORDS = ["a red circle", "a blue square", "a green triangle", "x"]

@@ -19,8 +19,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from typer.testing import Result
 
+from star_cli.generation.options import LARGEST_SEED
 from star_cli.images import read_recipe
-from star_cli.pipeline import LARGEST_SEED, StarPipeline
+from star_cli.pipeline import StarPipeline
 from tests.cli.command import Star, Start
 
 

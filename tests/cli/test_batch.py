@@ -13,7 +13,8 @@ from PIL import Image
 
 from star_cli.generated import GeneratedImage
 from star_cli.images import read_recipe
-from star_cli.pipeline import ImageJob, StarPipeline
+from star_cli.jobs import ImageJob
+from star_cli.pipeline import StarPipeline
 from tests.cli.command import Star
 
 

@@ -54,8 +54,8 @@ def test_class_and_seed_decide_the_image_whatever_the_batch(load: Load, tiny_cla
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        ({"prompts": "a cat"}, "this model draws a class, not words"),
-        ({"classes": 3, "negative": "a cat"}, "this model draws a class, not words"),
+        ({"prompts": "a cat"}, "model tiny-class draws a class, not words"),
+        ({"classes": 3, "negative": "a cat"}, "draws a class: --negative has no meaning"),
         ({}, "there is no class"),
         ({"classes": 1000}, "--class must be a number from 0 to 999 or a name, not 1000"),
         ({"classes": [0, -1]}, "--class must be a number from 0 to 999 or a name, not -1"),
@@ -69,7 +69,7 @@ def test_class_models_refuse_what_is_no_class(
 
 
 def test_text_models_refuse_classes(tiny_pipeline: StarPipeline) -> None:
-    with pytest.raises(OptionError, match="this model draws words, not a class"):
+    with pytest.raises(OptionError, match="model tiny draws words, not a class"):
         tiny_pipeline(classes=3)
 
 
