@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 GRACE_S = 4.0
 """After a stop is asked for, the pass in work has so long to come to its end."""
-_MOST_NAMED = 1000
+_MOST_FAILURES = 1000
 _PATIENCE_S = 0.2
 
 
@@ -60,6 +60,11 @@ class Summary:
     """Too many failures."""
     seconds: float = 0.0
 
+    @property
+    def missing(self) -> int:
+        """Neither here nor failed."""
+        return self.jobs - self.done - self.kept - self.elsewhere - self.failed
+
     def count(self, event: Event) -> None:
         """Take note of an event."""
         if event.kind == "done":
@@ -70,7 +75,7 @@ class Summary:
             self.elsewhere += 1
         elif event.kind in ("failed", "failed before"):
             self.failed += 1
-            if len(self.failures) < _MOST_NAMED:
+            if len(self.failures) < _MOST_FAILURES:
                 self.failures.append(event)
 
 

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import sys
-import threading
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import typer
 
 from star_cli.asked import checked_dtype
 from star_cli.batch.plan import Plan, read_plan
@@ -19,19 +14,19 @@ from star_cli.batch.rows import KINDS, InputKind, kind_of
 from star_cli.batch.template import DEFAULT_TEMPLATE, NameTemplate
 from star_cli.checkpoints.known import SHIPPED, find_model
 from star_cli.cli import batch_options, console, options
-from star_cli.cli.batch_panel import BatchPanel, batch_panel, clock, failure_in_words
+from star_cli.cli.batch_panel import batch_panel
+from star_cli.cli.batch_report import conclude, tell
 from star_cli.cli.defaults import user_defaults
-from star_cli.cli.errors import INTERRUPTED, is_debug, shorten
+from star_cli.cli.errors import is_debug, shorten
 from star_cli.cli.libraries import hushed
+from star_cli.cli.stopping import Stopping
 from star_cli.errors import BatchInputError, OptionError
 
 if TYPE_CHECKING:
-    from star_cli.batch.events import Event, OnEvent
+    from star_cli.batch.events import OnEvent
     from star_cli.batch.folder import BatchFolder
     from star_cli.batch.runner import Summary
     from star_cli.batch.selection import Policy
-
-_MOST_NAMED = 20
 
 
 def batch(
@@ -117,7 +112,7 @@ def batch(
         summary = _run(work, plan, where, policy, json, quiet)
     if contact_sheet is not None and not summary.is_stopped:
         _make_sheet(plan, where, policy, contact_sheet, quiet)
-    _end(summary, json, quiet)
+    conclude(summary, json, quiet)
 
 
 def _policy(
@@ -198,80 +193,10 @@ def _run(work: Work, plan: Plan, where: Path, policy: Policy, json: bool, quiet:
     jobs = policy.count(plan)
     if json:
         console.print_json({"event": "start", "jobs": jobs, "folder": str(where)})
-    with _Stopping() as stopping, BatchFolder(where) as folder, batch_panel(jobs, quiet) as panel:
+    with Stopping() as stopping, BatchFolder(where) as folder, batch_panel(jobs, quiet) as panel:
         for message in folder.messages:
             console.warn(message, quiet)
-        return work(folder, lambda event: _tell(event, panel, json, quiet), stopping.on_ready)
-
-
-def _tell(event: Event, panel: BatchPanel, json: bool, quiet: bool) -> None:
-    panel.on_event(event)
-    if event.kind == "warning" and event.job is not None:
-        console.warn(f"line {event.job.row.line}: {shorten(event.message, 250)}", quiet)
-    elif event.kind == "failed":
-        console.warn(f"failed: {failure_in_words(event)}", quiet)
-    if json and event.kind != "drawing":
-        with panel.aside():
-            console.print_json(_as_json(event))
-    elif event.kind == "done" and event.path is not None:
-        with panel.aside():
-            console.print_path(event.path)
-
-
-def _as_json(event: Event) -> dict[str, Any]:
-    said: dict[str, Any] = {"event": event.kind}
-    if (job := event.job) is not None:
-        key = "prompt" if isinstance(job.row.subject, str) else "class"
-        said |= {"index": job.index, "line": job.row.line, key: job.row.subject, "seed": job.seed, "job": job.hash}
-        said["res"] = job.row.setting.res
-    if event.path is not None:
-        said["path"] = str(event.path)
-    if event.record is not None and event.record.status == "done":
-        said |= {"sha256": event.record.sha256, "seconds": event.record.seconds}
-    if event.message:
-        said["message"] = event.message
-    return said
-
-
-def _end(summary: Summary, json: bool, quiet: bool) -> None:
-    """The last words, and the exit code."""
-    counts = {"done": summary.done, "kept": summary.kept, "elsewhere": summary.elsewhere, "failed": summary.failed}
-    if json:
-        missing = summary.jobs - sum(counts.values())
-        console.print_json({"event": "end", **counts, "missing": missing, "seconds": round(summary.seconds, 3)})
-    if not quiet:
-        console.say(in_words(summary))
-    if summary.is_stopped:
-        raise KeyboardInterrupt
-    if summary.failed:
-        console.say(f"error: {summary.failed} of {summary.jobs} images failed")
-        for event in summary.failures[:_MOST_NAMED]:
-            console.say(f"  {failure_in_words(event)}")
-        if len(summary.failures) > _MOST_NAMED:
-            console.say(f"  and {summary.failed - _MOST_NAMED} more: see the journal")
-        console.say("hint: call it again with --retry-failed")
-        raise typer.Exit(1)
-
-
-def in_words(summary: Summary) -> str:
-    """What was done, in one line."""
-    parts = [f"{summary.done} drawn in {clock(summary.seconds)}"]
-    if summary.done and summary.seconds > 0:
-        parts[0] += f" ({summary.done / summary.seconds:.2f} images/s)"
-    parts += [f"{count} {what}" for count, what in _others(summary) if count]
-    if summary.gave_up:
-        parts.append("stopped after too many failures")
-    return ", ".join(parts)
-
-
-def _others(summary: Summary) -> list[tuple[int, str]]:
-    missing = summary.jobs - summary.done - summary.kept - summary.elsewhere - summary.failed
-    return [
-        (summary.kept, "were here"),
-        (summary.elsewhere, "drawn by other processes"),
-        (summary.failed, "failed"),
-        (missing, "missing"),
-    ]
+        return work(folder, lambda event: tell(event, panel, json, quiet), stopping.on_ready)
 
 
 # -- contact sheet ----------------------------------------------------------------------------------------------------
@@ -305,38 +230,3 @@ def _make_sheet(plan: Plan, where: Path, policy: Policy, out: Path, quiet: bool)
         console.warn(f"the contact sheet holds the first {MOST:,} images", quiet)
     for path, error in write_sheet(pictures[:MOST], out, Layout(), overwrite=True):
         console.warn(f"{path} cannot be read: {error}", quiet)
-
-
-# -- signals ----------------------------------------------------------------------------------------------------------
-
-
-class _Stopping:
-    """Ctrl-C and SIGTERM: the first ends the work in good order, the second ends the process at once."""
-
-    def __init__(self) -> None:
-        self._stop: Callable[[], None] | None = None
-        self._asked = 0
-        self._before: dict[int, Any] = {}
-
-    def on_ready(self, stop: Callable[[], None]) -> None:
-        """From now on there is work that can be stopped in good order."""
-        self._stop = stop
-
-    def __enter__(self) -> _Stopping:
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._before[number] = signal.signal(number, self._answer)
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
-        for number, before in self._before.items():
-            signal.signal(number, before)
-        if self._asked > 1:  # threads may be in the middle of anything: the interpreter's own end would wait for them
-            console.say("interrupted")
-            os._exit(INTERRUPTED)
-
-    def _answer(self, number: int, frame: object) -> None:
-        self._asked += 1
-        if self._stop is None or self._asked > 1:
-            raise KeyboardInterrupt
-        self._stop()
