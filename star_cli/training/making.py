@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,16 +11,8 @@ import torch
 
 from star_cli.checkpoints.folder import TEXT_FOLDER, ModelFolder
 from star_cli.checkpoints.known import find_model
-from star_cli.data.cache import open_cache
-from star_cli.data.cache_build import build_cache
-from star_cli.data.cache_plan import CacheOptions
-from star_cli.data.open import SHAPES, open_source
-from star_cli.data.part import Part
-from star_cli.data.source import CaptionedImages, ShapeScenes
-from star_cli.data.tokens import scene_tokens
 from star_cli.errors import OptionError, TrainingError
 from star_cli.models.config import TextEncoderConfig, TransformerConfig
-from star_cli.models.schedule import ScaleSchedule
 from star_cli.models.text import TextEncoder, load_text_encoder
 from star_cli.models.transformer import StarTransformer
 from star_cli.models.upscale import copy_levels, move_to_schedule
@@ -33,19 +24,16 @@ from star_cli.training.config import LoopConfig, read_toml
 from star_cli.training.distributed import is_main, join, main_first
 from star_cli.training.initialise import take_over
 from star_cli.training.loop import OnProgress, Stage, is_finished, train_stage
-from star_cli.training.recipe import STAGES, Recipe, StableRecipe, StarRecipe
+from star_cli.training.recipe import STAGES, Recipe, StarRecipe
+from star_cli.training.recipe_sources import OnCache, RecipeSources
 from star_cli.training.stable import StableStage, add_stable_head
 from star_cli.training.star import StarStage
-from star_cli.training.star_batches import StarSource, TokenSource, scenes_in_use
-from star_cli.training.star_sources import CachedBatches, PixelBatches
 from star_cli.training.vqvae import VQVAEStage
 
 RECIPE_FILE = "recipe.toml"
 TRANSFORMERS = ("star", "finetune", "stable")
 """Stages that leave a transformer, each that of the stage before as it goes on."""
 Resume = Literal["auto", "never"]
-OnCache = Callable[[str, int, int], None]
-"""Called while scenes become tokens: what, how many are done, their total."""
 
 
 def other_sections(run: Path, stage: str) -> dict[str, Any]:
@@ -102,7 +90,8 @@ class Maker:
         resume: Resume = "auto",
     ):
         self.recipe, self.run = recipe, run
-        self.on_progress, self.on_cache, self.on_note = on_progress, on_cache, on_note
+        self.on_progress, self.on_note = on_progress, on_note
+        self._sources = RecipeSources(recipe, run, on_cache)
         self.resume: Resume = resume
         self._asked: str | None = None
         self.seconds: dict[str, float] = {}
@@ -152,7 +141,7 @@ class Maker:
         if recipe.clip is None:
             return self._base_text()
         torch.manual_seed(recipe.seed)
-        clip = ClipStage(recipe.clip.stage, recipe.seed, self._own_pictures(recipe.clip.source), recipe.data.crop)
+        clip = ClipStage(recipe.clip.stage, recipe.seed, self._sources.pictures(recipe.clip.source), recipe.data.crop)
         self._learn(clip, recipe.clip.loop)
         folder = self.run / TEXT_FOLDER
         with main_first():
@@ -175,7 +164,7 @@ class Maker:
             return self._base.load_vqvae(dtype=torch.float32).eval().requires_grad_(False)
         torch.manual_seed(recipe.seed)
         part = recipe.vqvae
-        pictures = self._own_pictures(part.source)
+        pictures = self._sources.pictures(part.source)
         stage = VQVAEStage(part.model, part.stage, dict(recipe.schedules), part.loop.steps, recipe.seed, pictures)
         if part.start_from and not self._is_finished("vqvae"):
             take_over(stage.vqvae, find_model(part.start_from).load_vqvae(dtype=torch.float32))
@@ -215,7 +204,7 @@ class Maker:
         before = [name for name in TRANSFORMERS[:-1] if name in recipe.stages]
         transformer = self._transformer(before[-1]) if before else self._base_transformer
         torch.manual_seed(recipe.seed)
-        source = self._star_source(part, "stable")
+        source = self._sources.batches(part, "stable", self._vqvae, self._text[0], self._is_finished("stable"))
         stage = StableStage(
             add_stable_head(transformer, part.first_scale, part.blocks, part.version),
             part.stage,
@@ -255,7 +244,7 @@ class Maker:
         recipe = self.recipe
         text_encoder, vqvae = self._text[0], self._vqvae
         torch.manual_seed(recipe.seed)
-        source = self._star_source(part, name)
+        source = self._sources.batches(part, name, vqvae, text_encoder, self._is_finished(name))
         return StarStage(
             self._model_config,
             part.stage,
@@ -268,62 +257,12 @@ class Maker:
             recipe.sampling,
         )
 
-    def _star_source(self, part: StarRecipe | StableRecipe, name: str) -> StarSource:
-        """Batches from a token cache that was made before, from one of generated scenes made here, or from pixels."""
-        recipe, data = self.recipe, self.recipe.data
-        schedules, drop, seed = dict(recipe.schedules), part.stage.drop_text, recipe.seed
-        wanted = {resolution: schedules[resolution] for resolution in {each.resolution for each in part.portions}}
-        own = part.source if isinstance(part, StarRecipe) else ""
-        pictures = self._own_pictures(own)
-        if data.cache and not own:
-            cache = open_cache(
-                data.cache, vqvae=self._vqvae, text_encoder=self._text[0], schedules=wanted, source=pictures
-            )
-            return CachedBatches(cache, schedules, part.portions, drop, seed)
-        if pictures is not None:
-            if pictures.is_generated and part.stage.scenes and not self._is_finished(name):
-                return self._cached_scenes(pictures, part, name, wanted)
-            return PixelBatches(pictures, schedules, part.portions, drop, seed, data.crop)
-        needed = () if self._is_finished(name) else sorted(wanted)
-        tokens = {}
-        scenes = scenes_in_use(part.portions, part.loop.steps, part.stage.scenes)
-        for resolution in needed:
-            on_part = None if self.on_cache is None else partial(self.on_cache, f"tokens at {resolution} px")
-            with main_first():
-                tokens[resolution] = scene_tokens(
-                    self._vqvae, schedules[resolution], resolution, 0, scenes[resolution], self.run / "tokens", on_part
-                )
-        return TokenSource(tokens, schedules, part.portions, drop, seed)
-
-    def _cached_scenes(
-        self, scenes: CaptionedImages, part: StarRecipe | StableRecipe, name: str, wanted: dict[int, ScaleSchedule]
-    ) -> StarSource:
-        """The first scenes of an endless source, their tokens made once in the run's folder."""
-        first = Part(scenes, range(min(part.stage.scenes, len(scenes))))
-        options = CacheOptions(features="none", workers=part.loop.workers)
-        with main_first():
-            cache = build_cache(first, self.run / f"tokens-{name}", self._vqvae, None, wanted, options, self.on_cache)
-        drop, seed = part.stage.drop_text, self.recipe.seed
-        return CachedBatches(cache, self.recipe.schedules, part.portions, drop, seed, captions=first, tells_tokens=True)
-
     @property
     def _words(self) -> frozenset[str] | None:
         """What the text encoder, or the base model's, has read in captions."""
         if self.recipe.clip is None:
             return self._base.words
-        return (self._pictures or ShapeScenes(1)).words
-
-    @cached_property
-    def _pictures(self) -> CaptionedImages | None:
-        """What to learn from; None for the built-in scenes, which every stage knows more about than a caption says."""
-        return self._open(self.recipe.data.source)
-
-    def _own_pictures(self, source: str) -> CaptionedImages | None:
-        """Of a stage that names what it learns from; "": the recipe's."""
-        return self._open(source) if source else self._pictures
-
-    def _open(self, source: str) -> CaptionedImages | None:
-        return None if source == SHAPES else open_source(source, spool_folder=self.run / "shards")
+        return self._sources.words
 
     def _learn(self, stage: Stage, loop: LoopConfig) -> None:
         is_asked = stage.name == self._asked
