@@ -17,6 +17,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +26,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.icons_network import MOST, SIDE, Eye, EyeConfig, Seen, frechet_distance
+from benchmarks.icons_network import MOST, SIDE, Eye, EyeConfig, Seen
 from benchmarks.icons_prompts import WANTED, Asked, prompts, synonyms
 from star_cli.data.icons.backgrounds import BACKGROUNDS
 from star_cli.data.icons.catalogue import DEFAULT_OBJECTS, Catalogue, open_catalogue
 from star_cli.data.icons.compose import compose_tensor
 from star_cli.data.icons.layout import IconScene
 from star_cli.data.icons.scenes import HELD_OUT_SEED, MIXES, SceneMix, scene
+from star_cli.evaluation.frechet import FeatureStatistics, frechet_distance
 
 _OWN_SEEDS = 500_000_000
 """First seed of the judge's training scenes, with held-out pairs or without; no model and no prompt uses them."""
@@ -223,24 +225,23 @@ def real_pictures(
         yield compose_tensor(catalogue, scene(catalogue, mix, seed), resolution)
 
 
-def features_of(eye: Eye, pictures: Iterable[Tensor]) -> Tensor:
-    """Features of pictures, (n, D)."""
-    rows, batch = [], []
+def statistics_of(eye: Eye, pictures: Iterable[Tensor]) -> FeatureStatistics:
+    """Mean and covariance of the features of pictures."""
+    rest, found = iter(pictures), None
     with torch.inference_mode():
-        for picture in pictures:
-            batch.append(picture)
-            if len(batch) == _BATCH:
-                rows.append(eye(torch.stack(batch).float()).features)
-                batch = []
-        if batch:
-            rows.append(eye(torch.stack(batch).float()).features)
-    return torch.cat(rows)
+        while batch := list(islice(rest, _BATCH)):
+            features = eye(torch.stack(batch).float()).features  # (n, D)
+            found = found or FeatureStatistics(features.shape[1])
+            found.add(features)
+    if found is None:
+        raise ValueError("there are no pictures")
+    return found
 
 
 def drawn(
     pipeline: Any, words: Sequence[str], options: argparse.Namespace, say: Callable[[str], None]
 ) -> Iterator[Tensor]:
-    """A picture of each prompt as the pipeline draws it, (3, R, R), -1..1; picture i from seed + i."""
+    """A picture of each prompt as the pipeline draws it, (3, R, R), -1..1; all from the same seed."""
     sampling = _sampling(pipeline, options)
     for start in range(0, len(words), options.batch):
         some = list(words[start : start + options.batch])
@@ -347,11 +348,11 @@ def _distances(
 ) -> dict[str, float]:
     """Fréchet distances to true renders, of other true renders (the floor) and of the drawn pictures."""
     count, mix = options.frechet, _mix(options)
-    real = features_of(eye, real_pictures(catalogue, mix, _REAL_SEEDS, count, options.res))
-    other = features_of(eye, real_pictures(catalogue, mix, _REAL_SEEDS + count, count, options.res))
+    real = statistics_of(eye, real_pictures(catalogue, mix, _REAL_SEEDS, count, options.res))
+    other = statistics_of(eye, real_pictures(catalogue, mix, _REAL_SEEDS + count, count, options.res))
     found = {"frechet_floor": frechet_distance(real, other)}
     if options.command == "score":
-        found["frechet"] = frechet_distance(real, features_of(eye, pictures))
+        found["frechet"] = frechet_distance(real, statistics_of(eye, pictures))
     return found
 
 

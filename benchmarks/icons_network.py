@@ -100,13 +100,3 @@ class _Block(nn.Module):
     def forward(self, maps: Tensor) -> Tensor:
         inner = self.norms[1](self.second(F.relu(self.norms[0](self.first(maps)))))
         return F.relu(inner + self.past(maps))
-
-
-def frechet_distance(first: Tensor, second: Tensor) -> float:
-    """Fréchet distance between two sets of features, each (n, D), taken as Gaussians (FID's formula)."""
-    means = [features.double().mean(0) for features in (first, second)]
-    spreads = [torch.cov(features.double().T) for features in (first, second)]
-    # trace of the square root of a product of two such matrices: its eigenvalues are real and not negative
-    roots = torch.linalg.eigvals(spreads[0] @ spreads[1]).real.clamp(min=0).sqrt().sum()
-    distance = (means[0] - means[1]).square().sum() + spreads[0].trace() + spreads[1].trace() - 2 * roots
-    return float(distance)

@@ -45,6 +45,7 @@ class MadeUp(StarSource):
 
     def __init__(self, portion: Portion, schedule: ScaleSchedule, model: TransformerConfig, is_pixels: bool):
         self.portions, self.schedule, self.model, self.is_pixels = (portion,), schedule, model, is_pixels
+        self.seed = 0
 
     def batch(self, step: int) -> StarBatch:
         draw = torch.Generator().manual_seed(step)

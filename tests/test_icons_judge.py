@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from benchmarks.icons_judge import Lesson, judge, lesson, loss_of, scores, train
-from benchmarks.icons_network import Eye, EyeConfig, frechet_distance
+from benchmarks.icons_network import Eye, EyeConfig
 from benchmarks.icons_prompts import SYNONYMS, WANTED, Asked, prompts, synonyms
 from star_cli.data.icons.backgrounds import BACKGROUNDS
 from star_cli.data.icons.catalogue import Catalogue, open_catalogue
@@ -122,15 +122,6 @@ def test_verdicts_compare_what_is_seen_with_what_was_asked() -> None:
     assert (told["one_object"], told["two_objects"]) == (100.0, 100.0)
     assert (told["number"], told["number_and_object"]) == (100.0, 0.0)
     assert told["background"] == pytest.approx(66.7)
-
-
-def test_the_frechet_distance_is_that_of_gaussians() -> None:
-    generator = torch.Generator().manual_seed(0)
-    first = torch.randn(20000, 3, generator=generator)
-    assert frechet_distance(first, first) == pytest.approx(0, abs=1e-6)
-    # means 2 apart, spreads 1 and 2 per direction: 2^2 + 3 (1 - 2)^2
-    second = 2 * torch.randn(20000, 3, generator=generator) + torch.tensor([2.0, 0.0, 0.0])
-    assert frechet_distance(first, second) == pytest.approx(7.0, rel=0.03)
 
 
 @pytest.mark.slow

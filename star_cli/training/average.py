@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -29,11 +29,15 @@ class MovingAverage:
         self.values = {key: value.detach().clone() for key, value in self.followed.items()}
 
     @torch.no_grad()
-    def update(self, step: int) -> None:
-        """Move towards the weights after the step of this number."""
+    def update(self, step: int, anew: Sequence[nn.Parameter] = ()) -> None:
+        """Move towards the weights after the step of this number; begin again where the step replaced them."""
         decay = min(self.decay, (1 + step) / (10 + step))  # follows fast while little is known
         if self.values:
             torch._foreach_lerp_(list(self.values.values()), list(self.followed.values()), 1 - decay)
+        replaced = {id(parameter) for parameter in anew}
+        for key, value in self.followed.items():
+            if id(value) in replaced:
+                self.values[key].copy_(value)
 
     @torch.no_grad()
     def put(self) -> None:

@@ -191,7 +191,7 @@ class TrainingRun(RunState):
                 self.scaler.step(optimizer)
         self.model.after_step(self.step)
         if is_finite:
-            self.average.update(self.step)
+            self.average.update(self.step, self.model.set_anew())
             self.skipped_in_row = 0
         else:
             self.skipped += 1

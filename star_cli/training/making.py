@@ -24,7 +24,7 @@ from star_cli.training.config import LoopConfig, read_toml
 from star_cli.training.distributed import is_main, join, main_first
 from star_cli.training.initialise import take_over
 from star_cli.training.loop import OnProgress, Stage, is_finished, train_stage
-from star_cli.training.recipe import STAGES, Recipe, StarRecipe
+from star_cli.training.recipe import STAGES, Recipe, StarRecipe, check_schedules
 from star_cli.training.recipe_sources import OnCache, RecipeSources
 from star_cli.training.stable import StableStage, add_stable_head
 from star_cli.training.star import StarStage
@@ -104,6 +104,8 @@ class Maker:
         """
         join(self.recipe.loop(stage))
         self._asked = stage
+        if self.recipe.vqvae is None:  # else the recipe has checked it
+            check_schedules(self.recipe.schedules, self._base.vqvae.factor, f"the VQVAE of {self._base.name}")
         if self.resume == "never":  # before any work
             refuse_a_run(self.run / stage)
         for earlier in self._needed_by(stage):
@@ -178,7 +180,8 @@ class Maker:
         if name not in self._transformers:
             part: StarRecipe = getattr(self.recipe, name)
             stage = self._star_stage(part, name)
-            if name == "finetune" and not self._is_finished(name):
+            # a checkpoint of adapters does not hold the weights they stand on
+            if name == "finetune" and (part.loop.lora_rank or not self._is_finished(name)):
                 self._begin_finetune(stage.transformer)
             self._learn(stage, part.loop)
             self._transformers[name] = stage.transformer

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 
 import torch
+from torch import nn
 
 from star_cli.training.config import LoopConfig
 from star_cli.training.stage import Stage
@@ -25,8 +26,9 @@ def learning_rate_at(step: int, config: LoopConfig) -> float:
 def make_optimizers(stage: Stage, config: LoopConfig) -> list[torch.optim.Optimizer]:
     """AdamW, and before it Muon where the configuration gives the hidden matrices a rate of their own.
 
-    AdamW decays matrices and convolutions, not gains, biases and single vectors. Muon (Jordan et al. 2024) makes each
-    step of a matrix nearly orthogonal, scaled to the rms of an AdamW step (Liu et al. 2025, section 2.2).
+    AdamW decays matrices and convolutions, not gains, biases, single vectors and what the stage leaves out. Muon
+    (Jordan et al. 2024) makes each step of a matrix nearly orthogonal, scaled to the rms of an AdamW step (Liu et al.
+    2025, section 2.2).
 
     An opponent has an AdamW of its own, the last one, with the decays that VQGAN's discriminator is trained with.
     """
@@ -36,9 +38,10 @@ def make_optimizers(stage: Stage, config: LoopConfig) -> list[torch.optim.Optimi
     against = opponent_parameters(stage)
     taken = {id(parameter) for parameter in [*hidden, *against]}
     rest = [parameter for parameter in learned if id(parameter) not in taken]
+    spared = {id(parameter) for parameter in [*stage.undecayed(), *(p for p in rest if p.ndim <= 1)]}
     groups = [
-        {"params": [p for p in rest if p.ndim > 1], "weight_decay": config.weight_decay},
-        {"params": [p for p in rest if p.ndim <= 1], "weight_decay": 0.0},
+        {"params": [p for p in rest if id(p) not in spared], "weight_decay": config.weight_decay},
+        {"params": [p for p in rest if id(p) in spared], "weight_decay": 0.0},
     ]
     on_gpu = any(parameter.is_cuda for parameter in rest)
     betas = (config.beta1, config.beta2)
@@ -52,7 +55,19 @@ def make_optimizers(stage: Stage, config: LoopConfig) -> list[torch.optim.Optimi
     return optimizers
 
 
-def opponent_parameters(stage: Stage) -> list[torch.nn.Parameter]:
+def linear_weights(module: nn.Module) -> list[nn.Parameter]:
+    """Weights of all linear layers inside."""
+    found = {id(part.weight) for part in module.modules() if isinstance(part, nn.Linear)}
+    return [parameter for parameter in module.parameters() if id(parameter) in found]
+
+
+def places_and_offsets(module: nn.Module) -> list[nn.Parameter]:
+    """What tells a transformer where a token is, and the modulation offsets of its blocks."""
+    names = ("start_position", "position_embedding", "level_embedding.weight", "modulation_offset")
+    return [parameter for name, parameter in module.named_parameters() if name.endswith(names)]
+
+
+def opponent_parameters(stage: Stage) -> list[nn.Parameter]:
     """What the opponent learns; empty without one."""
     opponent = stage.opponent()
     return [] if opponent is None else [parameter for parameter in opponent.parameters() if parameter.requires_grad]

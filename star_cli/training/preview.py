@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain, islice
 from pathlib import Path
 
 import torch
 from PIL import Image
 from torch import Tensor
 
+from star_cli.data import shapes
 from star_cli.generation.options import SamplingOptions
 from star_cli.generation.randomness import random_generators
 from star_cli.generation.sampler import draw
@@ -16,6 +18,7 @@ from star_cli.models.schedule import ScaleSchedule
 from star_cli.models.text import TextEncoder
 from star_cli.models.transformer import StarTransformer
 from star_cli.models.vqvae import MultiScaleVQVAE
+from star_cli.training.star_batches import StarSource, TokenSource
 
 
 @torch.no_grad()
@@ -40,8 +43,18 @@ def draw_images(
     return vqvae.decode(drawn.f_hat)
 
 
+def usual_prompts(source: StarSource, count: int) -> list[str]:
+    """Captions to draw where no prompts are given: of scenes that no stage learns from, or the source's first ones."""
+    if isinstance(source, TokenSource):
+        return [shapes.sample(shapes.HELD_OUT_SEED + index)[1] for index in range(count)]
+    captions = chain.from_iterable(source.batch(step).captions for step in range(count))
+    return list(islice(filter(None, captions), count)) or [""]
+
+
 def save_grid(images: Tensor, path: Path, columns: int) -> None:
-    """Write images (n, 3, H, W), -1..1, as one PNG, row by row."""
-    rows = [torch.cat(list(row), dim=-1) for row in images.split(columns) if len(row) == columns]
+    """Write images (n, 3, H, W), -1..1, as one PNG, row by row; white where the last row ends early."""
+    columns = min(columns, len(images))
+    white = images.new_ones((-len(images) % columns, *images.shape[1:]))
+    rows = [torch.cat(list(row), dim=-1) for row in torch.cat([images, white]).split(columns)]
     pixels = (torch.cat(rows, dim=-2).float().clamp(-1, 1) * 127.5 + 127.5).round().to(torch.uint8)
     Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy()).save(path)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
@@ -146,22 +146,23 @@ class Recipe(Config):
                 f"the recipe has no section {needs_base[0]}, and no base model to take that part from",
                 'add the section, or base = "MODEL"',
             )
-        for portion in self.stable.portions if self.stable else ():
-            _check_portion(portion, self.schedules)
+        for name in ("star", "finetune", "stable"):
+            if (drawn := getattr(self, name)) is not None:
+                _check_portions(name, drawn.portions, self.schedules)
+        if self.star is not None and self.star.loop.lora_rank:
+            raise OptionError(
+                "[star] begins with random weights, which adapters would leave as they are",
+                "set star.loop.lora_rank = 0; a finetune takes adapters",
+            )
         for part in (self.star, self.finetune):
-            for portion in part.portions if part else ():
-                _check_portion(portion, self.schedules)
             if part and part.levels_from and part.levels_from not in self.schedules:
                 raise OptionError(f"levels_from {part.levels_from} has no schedule")
         if self.vqvae is not None:
             self._check_vqvae(self.vqvae)
 
     def _check_vqvae(self, part: VQVAERecipe) -> None:
-        factor = part.model.factor
-        for resolution, schedule in self.schedules.items():
-            if schedule.last_side * factor != resolution:
-                raise OptionError(f"the schedule of {resolution} px ends at {schedule.last_side * factor} px")
-        check_crops(part.stage, min(self.schedules), factor)
+        check_schedules(self.schedules, part.model.factor, "the recipe's VQVAE")
+        check_crops(part.stage, min(self.schedules), part.model.factor)
 
     @property
     def stages(self) -> tuple[str, ...]:
@@ -229,9 +230,32 @@ class Recipe(Config):
         return to_toml(self.to_dict(), kinds)
 
 
-def _check_portion(portion: Portion, schedules: Mapping[int, ScaleSchedule]) -> None:
-    if portion.resolution not in schedules or portion.scales > len(schedules[portion.resolution]):
-        raise OptionError(f"portion of {portion.scales or 'all'} scales at {portion.resolution} px fits no schedule")
+def check_schedules(schedules: Mapping[int, ScaleSchedule], factor: int, whose: str) -> None:
+    """Does each schedule end at the side that a VQVAE makes of its resolution?
+
+    Args:
+        schedules: by resolution in pixels.
+        factor: pixels a side of one token.
+        whose: the VQVAE, for the message.
+    Raises:
+        OptionError: one does not.
+    """
+    for resolution, schedule in schedules.items():
+        if schedule.last_side * factor != resolution:
+            raise OptionError(
+                f"the schedule of {resolution} px ends at {schedule.last_side * factor} px",
+                f"{whose} makes one token of {factor} x {factor} px",
+            )
+
+
+def _check_portions(stage: str, portions: Sequence[Portion], schedules: Mapping[int, ScaleSchedule]) -> None:
+    if not portions:
+        raise OptionError(f"[{stage}] has no portions, so there is nothing to learn", "say at least one")
+    for portion in portions:
+        if portion.resolution not in schedules or portion.scales > len(schedules[portion.resolution]):
+            raise OptionError(
+                f"portion of {portion.scales or 'all'} scales at {portion.resolution} px fits no schedule"
+            )
 
 
 def _tokens(portion: Portion, schedules: Mapping[int, ScaleSchedule]) -> int:

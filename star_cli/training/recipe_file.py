@@ -121,6 +121,8 @@ def _schedules(values: Mapping[str, Any]) -> dict[int, ScaleSchedule]:
     schedules, level = {}, 0
     for resolution, said in values.items():
         sides, first = (said["sides"], said["first_level"]) if isinstance(said, Mapping) else (said, level)
+        if not str(resolution).isdecimal():
+            raise OptionError(f"resolutions.{resolution}: a resolution is a whole number of pixels")
         schedules[int(resolution)] = ScaleSchedule(tuple(sides), first)
         level = max(level, first + len(sides))
     return dict(sorted(schedules.items()))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import random
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +60,7 @@ class RunState:
         self.skipped_in_row = 0
         self.best: dict[str, float] = {}
         self.since_save = Means()
+        self._saved_at = 0
 
     @property
     def model(self) -> Stage:
@@ -77,7 +80,8 @@ class RunState:
         Raises:
             TrainingError: writing failed.
         """
-        self._judge()
+        means = self.since_save.take()
+        self._judge(means)
         state = self._state(self.processes.gather(random_state()))
         if is_sharded(self.engine):
             from star_cli.training import shares
@@ -90,6 +94,8 @@ class RunState:
         if self.processes.is_main:
             best = int(self.best["step"]) if self.best else None
             prune(self.folder, self.step, self.config.keep_last, best)
+        self._check_metric(means)  # after all is on disk
+        self._saved_at = self.step
 
     def _state(self, rng: list[dict[str, Any]]) -> dict[str, Any]:
         return {
@@ -116,18 +122,23 @@ class RunState:
             return set()
         return {key for key, value in self.model.named_parameters() if not value.requires_grad}
 
-    def _judge(self) -> None:
-        """Is this the best so far?"""
+    def _judge(self, means: Mapping[str, float]) -> None:
+        """Is this the best so far? Not without the figure: some come with evaluations alone."""
         name = self.config.keep_best
-        means = self.since_save.take()
-        if not name or not means:
-            return
-        sign = -1.0 if name.startswith("-") else 1.0
-        if name.lstrip("-") not in means:
-            raise OptionError(f"keep_best: there is no metric {name.lstrip('-')}", f"there are: {', '.join(means)}")
-        value = sign * means[name.lstrip("-")]
-        if not self.best or value < self.best["value"]:
+        value = means.get(name.removeprefix("-"), math.nan) * (-1.0 if name.startswith("-") else 1.0)
+        if math.isfinite(value) and (not self.best or value < self.best["value"]):
             self.best = {"step": float(self.step), "value": value}
+
+    def _check_metric(self, means: Mapping[str, float]) -> None:
+        """Does `keep_best` name one of the metrics?
+
+        Raises:
+            OptionError: it does not, though all that there are have been told since the last save.
+        """
+        name, every = self.config.keep_best.removeprefix("-"), self.config.evaluate_every
+        has_evaluated = not every or self.step // every > self._saved_at // every
+        if name and means and name not in means and has_evaluated:
+            raise OptionError(f"keep_best: there is no metric {name}", f"there are: {', '.join(means)}")
 
     # -- back from one ----------------------------------------------------------------------------------------------
 
@@ -159,6 +170,7 @@ class RunState:
             ) from error
         if self.scaler.is_enabled() and state.get("scaler"):
             self.scaler.load_state_dict(state["scaler"])
+        self._saved_at = state["step"]
         self.step, self.seconds, self.skipped = state["step"], state["seconds"], state["skipped"]
         self.skipped_in_row, self.best = state.get("skipped_in_row", 0), dict(state.get("best", {}))
         if self.processes.rank < len(state["rng"]):

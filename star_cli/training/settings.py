@@ -18,19 +18,28 @@ FREE = frozenset(
 )
 
 
+def _is_free(key: str, before: Any, after: Any) -> bool:
+    """A rate of 0 stands for no Muon at all: from or to it, the optimisers are others."""
+    return key in FREE or (key == "loop.matrix_learning_rate" and bool(before) and bool(after))
+
+
 def compare(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """What changed, in words, one setting each; settings that only one of the two knows are left out.
 
     Raises:
         TrainingError: something changed that a run cannot change on its way.
     """
-    changes = {key: f"{key} {_word(before)} -> {_word(after)}" for key, before, after in _changes(old, new, "")}
-    if fixed := [words for key, words in changes.items() if key not in FREE]:
+    free: list[str] = []
+    fixed: list[str] = []
+    for key, before, after in _changes(old, new, ""):
+        changed = free if _is_free(key, before, after) else fixed
+        changed.append(f"{key} {_word(before)} -> {_word(after)}")
+    if fixed:
         raise TrainingError(
             f"this run was begun with other settings; what changed: {', '.join(fixed)}",
             "set them back to go on, or train in another --run folder",
         )
-    return list(changes.values())
+    return free
 
 
 def _changes(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any, Any]]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,7 +16,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from star_cli.data import shapes
 from star_cli.errors import OptionError
 from star_cli.generation.options import SamplingOptions
 from star_cli.models.config import Config
@@ -28,7 +28,8 @@ from star_cli.training.batch_reader import BatchReader
 from star_cli.training.initialise import initialise_stable
 from star_cli.training.loop import Stage
 from star_cli.training.noise import Chance
-from star_cli.training.preview import draw_images, save_grid
+from star_cli.training.optimizers import linear_weights, places_and_offsets
+from star_cli.training.preview import draw_images, save_grid, usual_prompts
 from star_cli.training.star import PREVIEW
 from star_cli.training.star_batches import StarBatch, StarSource
 
@@ -63,6 +64,7 @@ class StableStage(Stage):
     """The stable head alone learns; transformer, tokenizer and text encoder are no part of the stage's state."""
 
     name = "stable"
+    source: StarSource
 
     def __init__(
         self,
@@ -132,7 +134,11 @@ class StableStage(Stage):
 
     def hidden_matrices(self) -> list[torch.nn.Parameter]:
         """The linear layers inside the head's blocks."""
-        return [parameter for parameter in self.head.blocks.parameters() if parameter.ndim == 2]
+        return linear_weights(self.head.blocks)
+
+    def undecayed(self) -> list[torch.nn.Parameter]:
+        """The head's positions and levels, and the offsets of its shared modulations."""
+        return places_and_offsets(self.head)
 
     def units(self) -> list[torch.nn.Module]:
         """The head's blocks."""
@@ -143,13 +149,17 @@ class StableStage(Stage):
         offsets = self.schedules[batch.resolution].offsets
         return len(batch) * (offsets[batch.scales] - offsets[self.transformer.config.stable_from])
 
+    @cached_property
+    def _usual_prompts(self) -> list[str]:
+        return usual_prompts(self.source, 8)
+
     def preview(self, path: Path) -> None:
-        """Eight held-out prompts at each resolution, above without the head and below with it."""
-        prompts = [shapes.sample(shapes.HELD_OUT_SEED + index)[1] for index in range(8)]
+        """Up to eight prompts at each resolution, above without the head and below with it."""
+        prompts = self._usual_prompts
         path.with_suffix(".txt").write_text("\n".join(prompts) + "\n", encoding="utf-8")
         for resolution in self.schedules:
             both = [self.draw(prompts, resolution, replace(PREVIEW, stable=stable)) for stable in (False, True)]
-            save_grid(torch.cat(both), path.with_stem(f"{path.stem}-{resolution}"), columns=8)
+            save_grid(torch.cat(both), path.with_stem(f"{path.stem}-{resolution}"), columns=len(prompts))
 
     def draw(self, prompts: Sequence[str], resolution: int, options: SamplingOptions) -> Tensor:
         """Images of some prompts, (n, 3, H, W), seed 0."""

@@ -80,6 +80,14 @@ class Stage(nn.Module, ABC):
         """Matrices from features to features, which Muon may learn: not embeddings, not the head."""
         return []
 
+    def undecayed(self) -> list[nn.Parameter]:
+        """Of more than one dimension, and yet not pulled towards zero by AdamW."""
+        return []
+
+    def set_anew(self) -> list[nn.Parameter]:
+        """Parameters that the last step replaced by other ones: their moving averages begin again with these."""
+        return []
+
     def preview(self, path: Path) -> None:
         """Draw what the stage can do so far, as a PNG."""
 

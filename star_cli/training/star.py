@@ -7,14 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import chain
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from star_cli.data import shapes
 from star_cli.data.encoding import exact_float32
 from star_cli.errors import OptionError
 from star_cli.generation.options import SamplingOptions
@@ -30,9 +29,10 @@ from star_cli.training.batch_reader import BatchReader
 from star_cli.training.initialise import initialise, initialise_head
 from star_cli.training.loop import Stage
 from star_cli.training.noise import Chance
-from star_cli.training.preview import draw_images, save_grid
+from star_cli.training.optimizers import linear_weights, places_and_offsets
+from star_cli.training.preview import draw_images, save_grid, usual_prompts
 from star_cli.training.self_correction import draw_along, first_own_scales, surrounding_autocast
-from star_cli.training.star_batches import StarBatch, StarSource, TokenSource
+from star_cli.training.star_batches import StarBatch, StarSource
 from star_cli.training.star_loss import ScaleWeight, scale_loss
 from star_cli.training.star_sources import PixelBatches
 
@@ -202,7 +202,11 @@ class StarStage(Stage):
 
     def hidden_matrices(self) -> list[torch.nn.Parameter]:
         """The linear layers inside the blocks."""
-        return [parameter for parameter in self.transformer.blocks.parameters() if parameter.ndim == 2]
+        return linear_weights(self.transformer.blocks)
+
+    def undecayed(self) -> list[torch.nn.Parameter]:
+        """Positions, levels, and the offsets of shared modulations, as in VAR's training."""
+        return places_and_offsets(self.transformer)
 
     def tokens(self, batch: StarBatch) -> int:
         """Tokens that the loss of a batch counts."""
@@ -216,19 +220,17 @@ class StarStage(Stage):
         kept = self.config.keep_tokens or None
         return training_flops(self.transformer.config, schedule, len(batch), text_encoder.max_tokens, kept).total
 
+    @cached_property
+    def _usual_prompts(self) -> list[str]:
+        return usual_prompts(self.source, PREVIEWS)
+
     def preview(self, path: Path) -> None:
         """Some prompts at each resolution; the prompts beside the pictures."""
-        prompts = self.config.preview_prompts or self._usual_prompts()
+        prompts = self.config.preview_prompts or self._usual_prompts
         path.with_suffix(".txt").write_text("\n".join(prompts) + "\n", encoding="utf-8")
         for resolution in sorted({portion.resolution for portion in self.source.portions}):
             images = self.draw(prompts, resolution, PREVIEW)
             save_grid(images, path.with_stem(f"{path.stem}-{resolution}"), columns=4)
-
-    def _usual_prompts(self) -> list[str]:
-        if isinstance(self.source, TokenSource):
-            return [shapes.sample(shapes.HELD_OUT_SEED + index)[1] for index in range(PREVIEWS)]
-        some = chain.from_iterable(self.source.batch(step).captions for step in range(PREVIEWS))
-        return [caption for caption in some if caption][:PREVIEWS] or [""]
 
     def draw(self, prompts: Sequence[str], resolution: int, options: SamplingOptions) -> Tensor:
         """Images of some prompts, (n, 3, H, W), seed 0."""

@@ -65,6 +65,9 @@ class VQVAEStage(Stage):
         DownloadError, WeightsFileError: weights of the perceptual loss are not to be had.
     """
 
+    is_quietened: Tensor
+    """Have the short codes of this codebook been taken away? ()."""
+
     name = "vqvae"
     shards = True  # all that moves without gradients is counted over all processes
     leaves_unused = True  # phi and codebook in the first steps, the encoder in the last
@@ -100,7 +103,8 @@ class VQVAEStage(Stage):
         sides = (side for schedule in self.schedules.values() for side in schedule.sides)
         self.usage = CodebookUsage(model.codebook_size, sides, config.usage_window)
         self.unreadable: dict[str, None] = {}  # a set that keeps the order
-        self._quiet_since = -1
+        self.register_buffer("is_quietened", torch.zeros((), dtype=torch.bool))
+        self._made_anew = False
         self._add_terms(steps)
 
     def _add_terms(self, steps: int) -> None:
@@ -185,6 +189,8 @@ class VQVAEStage(Stage):
 
     def after_step(self, step: int) -> None:
         """Move the codebook by what all rows of the step chose."""
+        if step < self.quiet_step:
+            self.is_quietened.fill_(False)  # a run may be made longer while it is quiet: then it is no more
         self.average.move(self.vqvae.quantizer)
         self.usage.agree()
 
@@ -194,9 +200,16 @@ class VQVAEStage(Stage):
         """Make the codebook before its first use, and quieten it once when the last part begins."""
         if not self.average.has_started:
             self._make_codebook(latent)
-        if step == self.quiet_step and self._quiet_since != step:  # once, also when a batch comes in parts
+            self._made_anew = True
+        if step >= self.quiet_step and not self.is_quietened:  # also past that step, when a run was made shorter
             quieten(self.vqvae.quantizer, self._short(latent))
-            self._quiet_since = step
+            self.is_quietened.fill_(True)
+            self._made_anew = True
+
+    def set_anew(self) -> list[nn.Parameter]:
+        """The codebook, when it was made or quietened: half an old code and half a new one would be neither."""
+        was_made, self._made_anew = self._made_anew, False
+        return list(self.vqvae.quantizer.codebook.parameters()) if was_made else []
 
     def _short(self, latent: Tensor) -> Tensor:
         """Length below which codes count as short, by the latents of all processes: ()."""

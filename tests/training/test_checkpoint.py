@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 import os
 import resource
@@ -15,7 +16,7 @@ import pytest
 import torch
 from torch import nn
 
-from star_cli.errors import TrainingError
+from star_cli.errors import OptionError, TrainingError
 from star_cli.models.config import Config
 from star_cli.training.checkpoint import OLD_NAME, list_checkpoints
 from star_cli.training.loop import TrainingRun, is_finished, train_stage
@@ -38,8 +39,30 @@ def test_the_best_is_kept_as_well(tmp_path: Path, metric: str, decay: Any, best:
 
 
 def test_an_unknown_metric_to_keep_by_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="no metric psnr"):
+    with pytest.raises(OptionError, match="no metric psnr"):
         train_stage(Line(), replace(LOOP, keep_best="psnr"), tmp_path)
+    assert names(tmp_path) == ["checkpoint-00000001.pt"]
+
+
+class Judged(Line):
+    """Tells how good it is when it is asked, at last that it is no number."""
+
+    def evaluate(self) -> dict[str, float]:
+        self.asked = getattr(self, "asked", 0) + 1
+        return {"held-out": [3.0, 5.0, math.nan][min(self.asked, 3) - 1]}
+
+
+def test_the_best_by_an_evaluation_is_kept_though_not_every_save_has_one(tmp_path: Path) -> None:
+    loop = replace(LOOP, keep_last=1, keep_best="-held-out", evaluate_every=2, save_every=1)
+    train_stage(Judged(), loop, tmp_path)
+    assert names(tmp_path) == ["checkpoint-00000007.pt", "checkpoint-00000004.pt"]
+
+
+def test_a_metric_that_no_evaluation_gives_is_named_once_the_work_is_on_disk(tmp_path: Path) -> None:
+    loop = replace(LOOP, keep_best="psnr", evaluate_every=3, save_every=2)
+    with pytest.raises(OptionError, match="no metric psnr"):
+        train_stage(Judged(), loop, tmp_path)
+    assert names(tmp_path)[0] == "checkpoint-00000004.pt"  # the first save after an evaluation
 
 
 def test_failed_save_leaves_the_previous_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -168,6 +191,16 @@ def test_settings_that_may_change_are_told(tmp_path: Path) -> None:
     notes: list[str] = []
     train_stage(Line(), replace(LOOP, steps=9, track=()), tmp_path, on_note=notes.append)
     assert notes == ["going on from step 7 with other settings; what changed: loop.steps 7 -> 9"]
+
+
+def test_a_rate_of_muon_may_change_but_muon_may_not_come_or_go(tmp_path: Path) -> None:
+    train_stage(Line(), replace(LOOP, matrix_learning_rate=2e-3), tmp_path)
+    notes: list[str] = []
+    slower = replace(LOOP, matrix_learning_rate=1e-3, steps=8)
+    train_stage(Line(), slower, tmp_path, on_note=notes.append)
+    assert "loop.matrix_learning_rate 0.002 -> 0.001" in notes[0]
+    with pytest.raises(TrainingError, match=r"matrix_learning_rate 0\.001 -> 0"):
+        train_stage(Line(), replace(slower, matrix_learning_rate=0.0, steps=9), tmp_path)
 
 
 def test_settings_that_may_not_change_are_named(tmp_path: Path) -> None:

@@ -98,3 +98,18 @@ def test_the_command_makes_a_model_that_draws_both(tmp_path: Path, tiny_model_fo
     old_rows = before["level_embedding.weight"].shape[0]
     assert after["level_embedding.weight"].shape[0] == old_rows + len(made.schedules[target])
     assert not torch.equal(before["head.weight"], after["head.weight"])
+
+
+def test_a_finished_finetune_by_adapters_gives_the_same_model_again(tmp_path: Path, tiny_model_folder: Path) -> None:
+    pytest.importorskip("peft")
+    base = read_model_folder(tiny_model_folder)
+    command = ["finetune", "--from", str(min(base.schedules)), "--to", str(max(base.schedules))]
+    command += ["--model", str(tiny_model_folder), "--steps", "2", "--batch-size", "1", "--threads", "1"]
+    for value in ("stage.scenes=16", "loop.warmup_steps=0", "loop.lora_rank=2"):
+        command += ["--set", f"finetune.{value}"]
+    command += ["--run", str(tmp_path / "run")]
+    for name in ("first", "second"):
+        result = CliRunner().invoke(app, [*command, "--out", str(tmp_path / name)])
+        assert result.exit_code == 0, result.stderr
+    first, second = (tmp_path / name / "transformer.safetensors" for name in ("first", "second"))
+    assert first.read_bytes() == second.read_bytes()

@@ -323,3 +323,25 @@ def test_a_vqvae_may_start_from_that_of_a_model(tmp_path: Path, tiny_model_folde
     learned = {name.removeprefix("vqvae."): tensor for name, tensor in checkpoint["stage"].items()}
     for name in ("encoder.stem.weight", "decoder.head.weight", "before_quantizer.weight"):
         assert torch.allclose(learned[name], given[name], atol=1e-6), name
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ("star.portions=[]", r"\[star\] has no portions"),
+        ("finetune.portions=[]", r"\[finetune\] has no portions"),
+        ("resolutions.abc=[1,2]", "resolutions.abc: a resolution is a whole number of pixels"),
+        ("star.loop.lora_rank=4", "begins with random weights"),
+    ],
+)
+def test_a_recipe_that_cannot_be_is_refused(change: str, said: str) -> None:
+    with pytest.raises(OptionError, match=said):
+        read_recipe(TINY, [change])
+
+
+def test_schedules_that_do_not_fit_the_base_models_vqvae_are_refused_before_any_work(tmp_path: Path) -> None:
+    command = ["train", "star", "--recipe", str(TINY), "--model", "star-shapes", "--run", str(tmp_path / "run")]
+    result = CliRunner().invoke(app, command)
+    assert (result.exit_code, list(tmp_path.iterdir())) == (2, [])
+    assert "error: the schedule of 32 px ends at" in result.stderr
+    assert "hint: the VQVAE of star-shapes makes one token of" in result.stderr

@@ -161,6 +161,29 @@ def test_codebook_stands_still_in_the_quiet_part() -> None:
     assert torch.equal(stage.vqvae.quantizer.codebook.weight, codes)
 
 
+@pytest.mark.parametrize(("first", "then"), [(10, 8), (8, 10)])
+def test_a_run_made_shorter_or_longer_has_a_quiet_codebook_in_the_end(tmp_path: Path, first: int, then: int) -> None:
+    """The quiet part begins in step 7 of 10, and in step 6 of 8: the one is past when the run is made shorter."""
+    config = replace(CONFIG, quiet_share=0.3, plain_share=0.2)
+    stop = 7
+
+    def stage(steps: int) -> VQVAEStage:
+        torch.manual_seed(0)
+        return VQVAEStage(MODEL, config, SCHEDULES, steps, 0)
+
+    train_stage(begun := stage(first), replace(LOOP, steps=stop, decay="none"), tmp_path)
+    assert (begun.vqvae.quantizer.codebook.weight.norm(dim=1).min() == 0) == (first == 8)
+    train_stage(ended := stage(then), replace(LOOP, steps=then, decay="none"), tmp_path)
+    assert ended.vqvae.quantizer.codebook.weight.norm(dim=1).min() == 0
+
+
+def test_the_average_of_the_codebook_has_the_silent_code(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    stage = VQVAEStage(MODEL, replace(CONFIG, quiet_share=0.2), SCHEDULES, 10, 0)
+    train_stage(stage, replace(LOOP, steps=10, ema_decay=0.999), tmp_path)
+    assert stage.vqvae.quantizer.codebook.weight.norm(dim=1).min() == 0
+
+
 def test_gradients_pass_straight_through_the_quantiser() -> None:
     torch.manual_seed(0)
     stage = VQVAEStage(MODEL, CONFIG, SCHEDULES, 10, 0)
