@@ -65,9 +65,11 @@ def check_numbers(values: Mapping[str, Any]) -> None:
     for name, least in (("seed", 0), ("num", 1), ("res", 1)):
         if name in values and values[name] < least:
             raise OptionError(f"--{name} must be a whole number of at least {least}, not {values[name]}")
-    most = LARGEST_SEED - values.get("num", 1) + 1
-    if values.get("seed", 0) > most:
-        raise OptionError(f"--seed must be at most {most}, not {values['seed']}")
+    num, seed = values.get("num", 1), values.get("seed", 0)
+    if num > LARGEST_SEED:
+        raise OptionError(f"--num must be at most {LARGEST_SEED}, not {num}")
+    if seed > (most := LARGEST_SEED - num + 1):
+        raise OptionError(f"--seed must be at most {most}, not {seed}")
 
 
 def check_sampling(values: Mapping[str, Any]) -> None:

@@ -113,6 +113,15 @@ def check_recipe_fits(recipe: Mapping[str, Any], format: str) -> None:  # noqa: 
         )
 
 
+def check_words_fit(prompt: str, negative: str, format: str) -> None:  # noqa: A002
+    """Can a picture of this format carry a recipe with these words, before the rest of it is known?
+
+    Raises:
+        OutputPathError: it cannot.
+    """
+    check_recipe_fits({"prompt": prompt, "negative": negative, "other keys": " " * 1000}, format)
+
+
 def read_recipe(path: Path | str) -> dict[str, Any]:
     """The recipe that a picture carries.
 

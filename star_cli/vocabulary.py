@@ -27,4 +27,4 @@ def _words(text: str) -> list[str]:
 
 
 def _is_known(word: str, known: Collection[str]) -> bool:
-    return word in known or all(part.partition("'")[0] in known for part in word.split("-"))
+    return word in known or all(part.partition("'")[0] in known for part in word.split("-") if part)

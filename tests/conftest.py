@@ -63,6 +63,7 @@ def _own_user_folders(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pyt
     monkeypatch.setenv("HOME", str(home))
     monkeypatch.setenv("XDG_CACHE_HOME", str(home / ".cache"))
     monkeypatch.setenv("STAR_CACHE", str(home / "star-cache"))
+    (home / "star.toml").touch()
     monkeypatch.setenv("STAR_CONFIG", str(home / "star.toml"))
 
 

@@ -21,6 +21,7 @@ def test_words_are_split_in_small_letters_without_gaps() -> None:
         ("a snow-face on GRASS, three!", []),
         ("quantum chromodynamics, a quantum", ["quantum", "chromodynamics"]),
         ("snow\u2019s face", []),
+        ("a snow--face", []),
         ("neige d'\u00e9t\u00e9", ["neige", "d'\u00e9t\u00e9"]),
         ("\u732b", ["\u732b"]),
         ("... -- '' \U0001f408", []),

@@ -28,7 +28,7 @@ from star_cli.checkpoints.folder import ModelFolder
 from star_cli.classes import find_class
 from star_cli.errors import BatchInputError, OptionError
 from star_cli.generation.options import SamplingOptions, check_compat
-from star_cli.images import FORMATS, SUFFIXES, check_recipe_fits
+from star_cli.images import FORMATS, SUFFIXES, check_words_fit
 from star_cli.names import name_of
 
 _NOT_DECISIVE = {"model", "device", "dtype", "quantize", "star_version"}
@@ -230,8 +230,8 @@ class _Settler:
         check_kind(self._folder, texts, named, values["negative"])
         check_numbers(values)
         format, out = self._file(said)  # noqa: A001 - as the column
-        if (format or self._format) == "jpeg" and texts:
-            check_recipe_fits({"prompt": texts[0], "negative": values["negative"], "other keys": " " * 1000}, "jpeg")
+        if texts:
+            check_words_fit(texts[0], values["negative"], format or self._format)
         subject = texts[0] if texts else find_class(named[0], self._folder.transformer.classes)
         return Row(
             raw.line, subject, values["negative"], values["seed"], values["num"], self.setting(said), format, out

@@ -29,6 +29,8 @@ COLUMNS: dict[str, type] = {
 }
 """What a row may say, and of which kind it is."""
 _FLAGS_ALONE = {"model", "device", "dtype", "quantize", "compat"}
+_WORDS_AS_WRITTEN = ("prompt", "negative")
+"""Columns whose spaces count; those around other cells of a table mean nothing."""
 _LARGEST_FIELD = 10**6
 """Characters of a CSV field."""
 
@@ -133,7 +135,8 @@ def _read_table(lines: Iterator[str], delimiter: str) -> Iterator[RawRow | Probl
         elif len(cells) > len(heads):
             yield Problem(number, f"{len(cells)} fields, but {len(heads)} columns: quote a field that holds a comma")
         else:
-            said = {head: cell for head, cell in zip(heads, cells, strict=False) if cell.strip()}
+            pairs = [(head, cell) for head, cell in zip(heads, cells, strict=False) if cell.strip()]
+            said = {head: cell if head in _WORDS_AS_WRITTEN else cell.strip() for head, cell in pairs}
             yield _row(number, said, value_from_text)
 
 

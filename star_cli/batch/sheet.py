@@ -22,6 +22,11 @@ MOST = 10_000
 """Pictures on one sheet."""
 _GAP, _LINES, _TEXT = 8, 3, 13
 """Pixels between pictures, lines of a caption, pixels of its letters."""
+_LINE = _TEXT + 3
+_LONGEST = {"webp": 16_383, "jpeg": 65_500}
+"""Most pixels a side that a format takes; PNG takes any sheet."""
+_MARK, _SOFTWARE = "star sheet", 0x0131
+"""What a sheet's Exif data name as the program that made it."""
 _PAPER, _INK, _FAINT = (255, 255, 255), (20, 20, 20), (225, 225, 225)
 
 
@@ -44,6 +49,11 @@ class Layout:
             raise OptionError(f"--columns must be a whole number of at least 1, not {self.columns}")
         if not 16 <= self.cell <= 2048:
             raise OptionError(f"--cell must be a whole number from 16 to 2048, not {self.cell}")
+
+    @property
+    def height(self) -> int:
+        """Pixels of a picture and its caption."""
+        return self.cell + (_LINES * _LINE + 4 if self.captions else 0)
 
 
 def find_pictures(places: Sequence[Path]) -> list[Path]:
@@ -77,6 +87,40 @@ def check_count(pictures: int) -> None:
         raise OptionError(f"a sheet takes at most {MOST:,} pictures, not {pictures:,}", "make several")
 
 
+def size_of(count: int, layout: Layout) -> tuple[int, int, int]:
+    """Columns, and width and height in pixels, of a sheet of so many pictures."""
+    columns = min(layout.columns or math.ceil(math.sqrt(count)), count)
+    width = columns * (layout.cell + _GAP) + _GAP
+    return columns, width, math.ceil(count / columns) * (layout.height + _GAP) + _GAP
+
+
+def check_size(count: int, layout: Layout, out: Path) -> None:
+    """Does the file's format take a sheet of so many pictures?
+
+    Raises:
+        OutputPathError: an unknown suffix.
+        OptionError: it does not.
+    """
+    format = format_of(out)  # noqa: A001
+    _, *sides = size_of(count, layout)
+    if max(sides) > _LONGEST.get(format, max(sides)):
+        raise OptionError(
+            f"a {format} is at most {_LONGEST[format]:,} pixels a side, this sheet is {sides[0]:,} x {sides[1]:,}",
+            "name the file like sheet.png, or make the sheet of fewer pictures",
+        )
+
+
+def is_sheet(path: Path) -> bool:
+    """Is this file a contact sheet that star made?"""
+    from PIL import Image
+
+    try:
+        with Image.open(path) as picture:
+            return bool(picture.getexif().get(_SOFTWARE) == _MARK)
+    except Exception:  # Pillow's readers meet damaged files with errors of any kind
+        return False
+
+
 def write_sheet(
     pictures: Sequence[Path], out: Path, layout: Layout, overwrite: bool = False
 ) -> list[tuple[Path, Exception]]:
@@ -92,13 +136,19 @@ def write_sheet(
     Raises:
         OutputPathError: an unknown suffix, or a file that exists.
         OutputError: writing failed.
-        OptionError: no picture, or too many.
+        OptionError: no picture, too many, or more than the format has room for.
     """
+    from PIL import Image
+
     format = format_of(out)  # noqa: A001
     check_count(len(pictures))
+    check_size(len(pictures), layout, out)
     sheet, unread = draw_sheet(pictures, layout)
+    exif = Image.Exif()
+    exif[_SOFTWARE] = _MARK
     buffer = io.BytesIO()
-    sheet.save(buffer, format.upper(), quality=92, lossless=format == "webp")  # each heeded where it has a meaning
+    # quality and lossless are each heeded where they have a meaning
+    sheet.save(buffer, format.upper(), quality=92, lossless=format == "webp", exif=exif)
     write_whole(out, buffer.getvalue(), overwrite=overwrite)
     return unread
 
@@ -107,29 +157,25 @@ def draw_sheet(pictures: Sequence[Path], layout: Layout) -> tuple[Image.Image, l
     """The sheet, and the pictures that could not be read."""
     from PIL import Image, ImageDraw, ImageFont
 
-    columns = min(layout.columns or math.ceil(math.sqrt(len(pictures))), len(pictures))
-    rows = math.ceil(len(pictures) / columns)
-    line = _TEXT + 3
-    height = layout.cell + (_LINES * line + 4 if layout.captions else 0)
-    size = (columns * (layout.cell + _GAP) + _GAP, rows * (height + _GAP) + _GAP)
-    sheet = Image.new("RGB", size, _PAPER)
+    columns, *size = size_of(len(pictures), layout)
+    sheet = Image.new("RGB", (size[0], size[1]), _PAPER)
     pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(_TEXT)
     unread: list[tuple[Path, Exception]] = []
     for place, path in enumerate(pictures):
         left = _GAP + place % columns * (layout.cell + _GAP)
-        top = _GAP + place // columns * (height + _GAP)
+        top = _GAP + place // columns * (layout.height + _GAP)
         try:
             with Image.open(path) as picture:
                 small = picture.convert("RGB")
                 small.thumbnail((layout.cell, layout.cell))
-        except (OSError, ValueError, SyntaxError) as error:
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
             unread.append((path, error))
             pen.rectangle((left, top, left + layout.cell - 1, top + layout.cell - 1), outline=_FAINT)
             continue
         sheet.paste(small, (left + (layout.cell - small.width) // 2, top + (layout.cell - small.height) // 2))
         if layout.captions:
             for number, words in enumerate(_caption(path, pen, font, layout.cell)):
-                pen.text((left, top + layout.cell + 4 + number * line), words, fill=_INK, font=font)
+                pen.text((left, top + layout.cell + 4 + number * _LINE), words, fill=_INK, font=font)
     return sheet, unread
 
 

@@ -91,15 +91,19 @@ def run_on_devices(
     events: Any = context.Queue()
     ends: list[Connection] = []  # of pipes; no Event: its `set` waits for sleepers that may have died in their sleep
     start = time.perf_counter()
-    gathered = _Gathered(policy, on_event, Summary(policy.count(plan)))
     processes: list[SpawnProcess] = []
     asked = threading.Event()
 
-    def stop_all() -> None:
-        asked.set()
+    def send_stop() -> None:
         for end in ends:
             with contextlib.suppress(OSError):  # it has ended already
                 end.send(None)
+
+    gathered = _Gathered(policy, on_event, Summary(policy.count(plan)), send_stop)
+
+    def stop_all() -> None:
+        asked.set()
+        send_stop()
 
     on_ready(stop_all)
     try:
@@ -123,10 +127,9 @@ def run_on_devices(
             process.join()
     summary = gathered.summary
     summary.is_stopped, summary.seconds = asked.is_set(), time.perf_counter() - start
-    missing = summary.jobs - summary.done - summary.kept - summary.elsewhere - summary.failed
-    if missing and not summary.is_stopped and not summary.gave_up:
+    if summary.missing and not summary.is_stopped and not summary.gave_up:
         raise gathered.failure or OutputError(
-            f"a process ended before its work, {missing} images are missing", "run the same command again"
+            f"a process ended before its work, {summary.missing} images are missing", "run the same command again"
         )
     return summary
 
@@ -134,10 +137,12 @@ def run_on_devices(
 class _Gathered:
     """Events of several processes as those of one: what one of them drew is "elsewhere" for the others."""
 
-    def __init__(self, policy: Policy, on_event: OnEvent, summary: Summary):
+    def __init__(self, policy: Policy, on_event: OnEvent, summary: Summary, on_giving_up: Callable[[], None]):
         self.summary = summary
         self.failure: StarError | None = None
-        self._parts = policy.shard[1]
+        self._parts, self._max_failures = policy.shard[1], policy.max_failures
+        self._new_failures = 0  # those of earlier runs do not count
+        self._on_giving_up = on_giving_up
         self._on_event = on_event
         self._order = InOrder()
         self._settled: set[int] = set()
@@ -159,7 +164,11 @@ class _Gathered:
                     self._order.give(number, event)
         for event in [*self._order.take(), *(self._order.take_all() if is_last else [])]:
             self.summary.count(event)
+            self._new_failures += event.kind == "failed"
             self._on_event(event)
+        if self._max_failures is not None and self._new_failures >= self._max_failures and not self.summary.gave_up:
+            self.summary.gave_up = True  # each process knows its own failures alone
+            self._on_giving_up()
 
     def _hear(self, said: Any) -> None:
         if isinstance(said, StarError):

@@ -8,6 +8,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import typer
+
 from star_cli.asked import checked_dtype
 from star_cli.batch.plan import Plan, read_plan
 from star_cli.batch.rows import KINDS, InputKind, kind_of
@@ -20,7 +22,7 @@ from star_cli.cli.defaults import user_defaults
 from star_cli.cli.errors import is_debug, shorten
 from star_cli.cli.libraries import hushed
 from star_cli.cli.stopping import Stopping
-from star_cli.errors import BatchInputError, OptionError
+from star_cli.errors import BatchInputError, OptionError, StarError
 
 if TYPE_CHECKING:
     from star_cli.batch.events import OnEvent
@@ -89,8 +91,6 @@ def batch(
         "speed": speed,
     }
     policy = _policy(batch_size, redo, retry_failed, max_failures, shard)
-    if contact_sheet is not None:
-        _check_sheet(contact_sheet)
     if devices is not None and (device is not None or engine == "ray"):
         raise OptionError("--devices stands alone", "leave out --device and --engine")
     if quantize == "int8" and (devices is not None or engine == "ray"):
@@ -99,9 +99,11 @@ def batch(
     usual = values.pop("format", "png")
     values |= {name: value for name, value in given.items() if value is not None}
     values["dtype"] = checked_dtype(values["dtype"], values.get("compat"))
-    names = NameTemplate(template or DEFAULT_TEMPLATE, format, usual)
+    names = NameTemplate(DEFAULT_TEMPLATE if template is None else template, format, usual)
     plan = _read(file, input_format, values, names)
-    where = out or Path("batch" if file == "-" else Path(file).stem)
+    where = _folder(out, file)
+    if contact_sheet is not None:
+        _check_sheet(contact_sheet, where, policy.count(plan))
     if dry_run:
         from star_cli.cli.batch_dry import list_jobs
 
@@ -110,9 +112,24 @@ def batch(
     with hushed(debug or is_debug(())):
         work = _workers(plan, values, policy, devices, engine)
         summary = _run(work, plan, where, policy, json, quiet)
+    has_sheet = True
     if contact_sheet is not None and not summary.is_stopped:
-        _make_sheet(plan, where, policy, contact_sheet, quiet)
+        try:
+            _make_sheet(plan, where, policy, contact_sheet, quiet)
+        except StarError as error:  # the images are there: first what became of them
+            console.say(f"error: no contact sheet: {error}")
+            has_sheet = False
     conclude(summary, json, quiet)
+    if not has_sheet:
+        raise typer.Exit(1)
+
+
+def _folder(out: str | None, file: str) -> Path:
+    if out is None:
+        return Path("batch" if file == "-" else Path(file).stem)
+    if not out.strip():
+        raise OptionError("--out is empty", "give a folder")
+    return Path(out)
 
 
 def _policy(
@@ -202,11 +219,16 @@ def _run(work: Work, plan: Plan, where: Path, policy: Policy, json: bool, quiet:
 # -- contact sheet ----------------------------------------------------------------------------------------------------
 
 
-def _check_sheet(path: Path) -> None:
-    from star_cli.images import check_target, format_of
+def _check_sheet(path: Path, where: Path, images: int) -> None:
+    """Before anything is drawn: will the sheet find its place? An older sheet may go, another picture may not."""
+    from star_cli.batch.sheet import MOST, Layout, check_size, is_sheet
+    from star_cli.images import check_target, check_writable
 
-    format_of(path)
-    check_target(path, overwrite=True)
+    check_size(min(images, MOST), Layout(), path)
+    if path.parent == where and not where.exists():
+        return  # the batch makes its folder
+    check_target(path, overwrite=not path.exists() or is_sheet(path))
+    check_writable(path.parent)
 
 
 def _make_sheet(plan: Plan, where: Path, policy: Policy, out: Path, quiet: bool) -> None:

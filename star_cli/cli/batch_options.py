@@ -45,7 +45,7 @@ KindOpt = Annotated[
     Kind | None, typer.Option("--input-format", help="Of the input. Default: as its name ends, else text.")
 ]
 DirOpt = Annotated[
-    Path | None,
+    str | None,
     typer.Option("--out", metavar="DIR", help="Folder of images and journal. Default: called as the input file."),
 ]
 TemplateOpt = Annotated[

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from star_cli.cli import console, options
+from star_cli.cli.defaults import user_defaults
 from star_cli.cli.errors import is_debug
 from star_cli.cli.libraries import hushed
 from star_cli.errors import OptionError
@@ -99,11 +100,12 @@ def tokens(
         from star_cli.data.open import open_source
         from star_cli.hardware import choose_device
 
-        folder = find_model(model or SHIPPED)
+        usual = user_defaults()
+        folder = find_model(model or usual.get("model", SHIPPED))
         schedules = _schedules(folder, res)
         if features and folder.text_encoder is None:
             raise OptionError(f"model {folder.name} draws classes and has no text encoder", "use --no-features")
-        place, _ = choose_device(device or "auto")
+        place, _ = choose_device(device or usual.get("device", "auto"))
         source = open_source(where, image_column=image_column, caption_column=caption_column)
         how = CacheOptions(
             crop=crop,

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
+from star_cli.asked import check_sampling
 from star_cli.batch.rows import COLUMNS, KIND_NAMES, value_from_json, value_from_text
 from star_cli.cli import options
 from star_cli.errors import OptionError
@@ -77,6 +78,8 @@ def _from_file(path: Path) -> Mapping[str, Any]:
         text = path.read_bytes().decode("utf-8-sig")
         said = tomllib.loads(text.replace("\r\n", "\n"))
     except FileNotFoundError:
+        if os.environ.get("STAR_CONFIG"):
+            raise OptionError(f"STAR_CONFIG: there is no file {path}", "make it, or unset the variable") from None
         return {}
     except OSError as error:
         raise OptionError(f"{path}: {error.strerror or error}") from error
@@ -96,4 +99,8 @@ def _checked(name: str, value: Any, where: str, read: Any, kind: type) -> Any:
     choices = get_args(_CHOICES[name]) if name in _CHOICES else ()
     if choices and value not in choices:
         raise OptionError(f"{where} must be {', '.join(choices)}, not {value}", "see `star config`")
+    try:
+        check_sampling({name: value})
+    except OptionError as error:
+        raise OptionError(f"{where}: {error}", error.hint) from error
     return value

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -13,6 +13,7 @@ import typer
 from star_cli import __version__
 from star_cli.checkpoints.known import SHIPPED, cache_root, find_model
 from star_cli.cli import console, options
+from star_cli.cli.defaults import Default, found_defaults
 from star_cli.cli.errors import is_debug
 from star_cli.cli.libraries import hushed
 from star_cli.errors import StarError
@@ -32,7 +33,8 @@ def doctor(json: options.JsonOpt = False, debug: options.DebugOpt = False) -> No
     Exit code 1 when something that drawing needs is broken.
     """
     with hushed(debug or is_debug(())):
-        report = {"versions": _versions(), "machine": _machine(), **_torch(), "model": _model()}
+        said = {default.name: default for default in found_defaults()}
+        report = {"versions": _versions(), "machine": _machine(), **_torch(said), "model": _model(said)}
     problems = [part["problem"] for part in report.values() if "problem" in part]
     if json:
         console.print_json({**report, "problems": problems})
@@ -67,7 +69,7 @@ def _machine() -> dict[str, Any]:
     }
 
 
-def _torch() -> dict[str, dict[str, Any]]:
+def _torch(said: Mapping[str, Default]) -> dict[str, dict[str, Any]]:
     """What torch offers, and what will be used of it."""
     try:
         import torch
@@ -75,8 +77,11 @@ def _torch() -> dict[str, dict[str, Any]]:
         from star_cli.hardware import choose_device, choose_dtype
     except Exception as error:  # a broken install fails in many ways, and this command is there to tell
         return {"torch": {"problem": f"torch cannot be used: {error}"}}
-    device, why_device = choose_device("auto")
-    dtype, why_dtype = choose_dtype("auto", device)
+    try:
+        device, why_device = choose_device(_asked(said, "device", "auto"))
+        dtype, why_dtype = choose_dtype(_asked(said, "dtype", "auto"), device)
+    except StarError as error:
+        return {"used": {"problem": str(error)}}
     gpus = [_gpu(torch.cuda.get_device_properties(index)) for index in range(torch.cuda.device_count())]
     return {
         "torch": {
@@ -86,9 +91,9 @@ def _torch() -> dict[str, dict[str, Any]]:
         },
         "used": {
             "device": device.type,
-            "device_because": why_device,
+            "device_because": _because(said, "device", why_device),
             "dtype": str(dtype).removeprefix("torch."),
-            "dtype_because": why_dtype,
+            "dtype_because": _because(said, "dtype", why_dtype),
         },
         "precision": _precision(device.type),
     }
@@ -107,14 +112,24 @@ def _gpu(properties: Any) -> str:
     return f"{properties.name} ({properties.total_memory / _UNITS:.1f} GiB)"
 
 
-def _model() -> dict[str, Any]:
+def _asked(said: Mapping[str, Default], name: str, usual: str) -> str:
+    return str(said[name].value) if name in said else usual
+
+
+def _because(said: Mapping[str, Default], name: str, why: str) -> str:
+    """The reason that torch and the machine give, or where the user's own default is."""
+    return f"{said[name].source} says so" if name in said and said[name].value != "auto" else why
+
+
+def _model(said: Mapping[str, Default]) -> dict[str, Any]:
     """The default model, every byte of it checked."""
-    found: dict[str, Any] = {"default": SHIPPED}
+    name = _asked(said, "model", SHIPPED)
+    found: dict[str, Any] = {"default": name}
     try:
-        folder = find_model(SHIPPED)
+        folder = find_model(name)
         found |= {"folder": str(folder.path), "hash": folder.hash, "size_bytes": folder.size_bytes}
-        for name, record in folder.files.items():
-            record.check(folder.path / name)
+        for file, record in folder.files.items():
+            record.check(folder.path / file)
     except StarError as error:
         return {**found, "verified": False, "problem": str(error)}
     return {**found, "verified": True}

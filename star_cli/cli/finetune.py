@@ -47,6 +47,7 @@ def finetune(
     resume: ResumeOpt = "auto",
     threads: ThreadsOpt = None,
     quiet: options.QuietOpt = False,
+    debug: options.DebugOpt = False,
 ) -> None:
     """Teach a model a larger resolution, or other data; write the model folder and print its path.
 

@@ -12,7 +12,7 @@ from star_cli.cli.libraries import hushed
 from star_cli.cli.output import Destination, choose_destination
 from star_cli.cli.request import Request, make_request
 from star_cli.errors import OptionError
-from star_cli.images import check_recipe_fits
+from star_cli.images import check_words_fit
 
 if TYPE_CHECKING:
     from star_cli.generated import GeneratedImage
@@ -79,7 +79,7 @@ def generate(
     request = make_request(prompt, class_, flags, from_image, defaults)
     destination = choose_destination(out, format, request.images, force, defaults.get("format", "png"))
     for text in request.prompts:
-        check_recipe_fits({"prompt": text, "negative": request.negative, "other keys": " " * 1000}, destination.format)
+        check_words_fit(text, request.negative, destination.format)
     for message in request.warnings:
         console.warn(message, quiet)
     if force and out == "-":

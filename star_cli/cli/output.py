@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -55,13 +56,13 @@ class ToFolder:
         while True:
             path = self.folder / f"{stem}{'' if count == 1 else f'-{count}'}{SUFFIXES[self.format]}"
             count += 1
-            if path in self._taken or (path.exists() and not self.force):
+            if path in self._taken or (os.path.lexists(path) and not self.force):
                 continue
             self._taken.add(path)
             try:
                 return image.save(path, self.format, overwrite=self.force)
             except OutputPathError:
-                if not path.exists():  # else another program just took the name
+                if not os.path.lexists(path):  # else another program just took the name
                     raise
 
     def _make(self) -> None:

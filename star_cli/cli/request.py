@@ -21,6 +21,7 @@ from star_cli.asked import (
 from star_cli.batch.rows import is_prompt
 from star_cli.checkpoints.folder import ModelFolder
 from star_cli.checkpoints.known import SHIPPED, find_model
+from star_cli.checkpoints.published import PUBLISHED
 from star_cli.classes import find_class
 from star_cli.errors import ModelNotFoundError, OptionError, RecipeError
 from star_cli.generation.options import SamplingOptions, check_compat
@@ -160,9 +161,8 @@ def _find_model(name_or_folder: str, from_recipe: bool) -> ModelFolder:
         return find_model(name_or_folder)
     except ModelNotFoundError as error:
         if from_recipe:
-            raise RecipeError(
-                f"the picture was drawn with {name_or_folder!r}, which is not here", "name its folder with --model"
-            ) from error
+            hint = error.hint if name_or_folder in PUBLISHED else "name its folder with --model"
+            raise RecipeError(f"the picture was drawn with {name_or_folder!r}, which is not here", hint) from error
         raise
 
 

@@ -69,6 +69,7 @@ def train_all(
     resume: ResumeOpt = "auto",
     threads: ThreadsOpt = None,
     quiet: options.QuietOpt = False,
+    debug: options.DebugOpt = False,
 ) -> None:
     """Train every stage of a recipe (CLIP, VQVAE, transformer, finetune) and write the model folder.
 
@@ -92,6 +93,7 @@ def train_clip(
     resume: ResumeOpt = "auto",
     threads: ThreadsOpt = None,
     quiet: options.QuietOpt = False,
+    debug: options.DebugOpt = False,
 ) -> None:
     """Train stage 0 alone: a small CLIP, whose text tower reads the prompts. Prints the run's folder."""
     wanted = [*(changes or ()), *stage_changes("clip", steps, rate)]
@@ -110,6 +112,7 @@ def train_vqvae(
     resume: ResumeOpt = "auto",
     threads: ThreadsOpt = None,
     quiet: options.QuietOpt = False,
+    debug: options.DebugOpt = False,
 ) -> None:
     """Train stage 1 alone: the multi-scale VQVAE. Prints the run's folder."""
     wanted = [*(changes or ()), *stage_changes("vqvae", steps, rate)]
@@ -132,6 +135,7 @@ def train_star(
     resume: ResumeOpt = "auto",
     threads: ThreadsOpt = None,
     quiet: options.QuietOpt = False,
+    debug: options.DebugOpt = False,
 ) -> None:
     """Train stage 2 alone: the transformer. Tokenizer and text encoder come from the run's folder, or from --model.
 
@@ -142,7 +146,12 @@ def train_star(
 
 
 @app.command("show")
-def show(recipe: RecipeOpt = "star-shapes", data: DataOpt = None, changes: SetOpt = None) -> None:
+def show(
+    recipe: RecipeOpt = "star-shapes",
+    data: DataOpt = None,
+    changes: SetOpt = None,
+    debug: options.DebugOpt = False,
+) -> None:
     """Print a whole recipe, each field explained; a start for one of your own."""
     from star_cli.training.recipe_file import find_recipe, read_recipe
 

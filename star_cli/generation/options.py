@@ -12,6 +12,9 @@ from star_cli.models.config import Config
 LARGEST_SEED = 2**63 - 1
 """What torch's generators take."""
 
+MOST_GUIDANCE, LEAST_TEMPERATURE = 1000, 0.0001
+"""Beyond these, float32 overflows on the way to probabilities; long before, they act like greedy draws."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingOptions(Config):
@@ -43,18 +46,15 @@ class SamplingOptions(Config):
 
     def __post_init__(self) -> None:
         self._check_choices()
-        _require(
-            math.isfinite(self.guidance) and self.guidance >= 0, "guidance", self.guidance, "a number of at least 0"
-        )
+        _require(0 <= self.guidance <= MOST_GUIDANCE, "guidance", self.guidance, f"a number from 0 to {MOST_GUIDANCE}")
         _require(self.top_k >= 1, "top-k", self.top_k, "a whole number of at least 1")
         _require(0 < self.top_p <= 1, "top-p", self.top_p, "a number above 0 and at most 1")
         _require(
-            math.isfinite(self.temperature) and self.temperature >= 0,
+            self.temperature == 0 or LEAST_TEMPERATURE <= self.temperature < math.inf,
             "temperature",
             self.temperature,
-            "a number of at least 0",
+            f"0, or a number of at least {LEAST_TEMPERATURE}",
         )
-
         _require(self.smooth >= 0, "smooth", self.smooth, "a whole number of at least 0")
         if self.compat == "official" and self.smooth:
             raise OptionError("--compat official draws tokens, without --smooth", "leave one of them out")

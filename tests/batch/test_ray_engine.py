@@ -5,12 +5,16 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from star_cli.batch.events import Event
 from star_cli.batch.folder import BatchFolder
+from star_cli.batch.runner import Summary
 from star_cli.batch.selection import Policy
+from star_cli.batch.writers import Todo
 from star_cli.errors import OptionError
 from tests.batch.conftest import PlanOf, RunBatch, images_in, leftovers
 
@@ -53,3 +57,32 @@ def test_without_ray_the_extra_is_named(tmp_path: Path, plan_of: PlanOf, monkeyp
     with BatchFolder(tmp_path) as folder, pytest.raises(OptionError, match="--engine ray needs Ray") as caught:
         run_on_ray(plan_of("x"), Policy(), "cpu", "float32", folder, lambda event: None, lambda stop: None)
     assert caught.value.hint == "pip install 'star-cli[ray]'"
+
+
+def test_failures_of_earlier_runs_do_not_count_as_too_many(
+    tmp_path: Path, plan_of: PlanOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from star_cli.batch import ray_engine
+
+    bad = {"b"}
+
+    def draw(ray: object, plan: object, policy: object, group: list[Todo], *_: object) -> Iterator[Any]:
+        for todo in group:
+            error = "boom" if todo.job.row.subject in bad else ""
+            yield todo, {"error": error, "data": b"a picture", "seconds": 0.0}
+
+    monkeypatch.setattr(ray_engine, "_ray", lambda: SimpleNamespace(exceptions=SimpleNamespace(RayError=RuntimeError)))
+    monkeypatch.setattr(ray_engine, "_draw_on_ray", draw)
+
+    def run(prompts: str, most: int | None) -> Summary:
+        with BatchFolder(tmp_path) as folder:
+            policy = Policy(max_failures=most)
+            plan = plan_of(prompts)
+            return ray_engine.run_on_ray(plan, policy, "cpu", "float32", folder, lambda _: None, lambda _: None)
+
+    assert run("b\n", None).failed == 1
+    again = run("b\na\nc\nd\n", 1)
+    assert (again.done, again.failed, again.gave_up) == (3, 1, False)
+    bad |= {"e"}
+    worse = run("e\nf\ng\n", 1)
+    assert (worse.failed, worse.gave_up, worse.done) == (1, True, 0)

@@ -51,6 +51,13 @@ def test_json_lines_say_any_option() -> None:
     ]
 
 
+def test_spaces_around_the_cells_of_a_table_mean_nothing_but_in_prompts() -> None:
+    lines = ["prompt, seed, format, speed\n", " a cat , 5, webp, fast\n"]
+    (row,) = read_rows((line.encode() for line in lines), "csv")
+    assert isinstance(row, RawRow)
+    assert row.values == {"prompt": " a cat ", "seed": 5, "format": "webp", "speed": "fast"}
+
+
 def test_tables_have_heads_quotes_and_empty_cells() -> None:
     text = '\ufeffPrompt,Seed,top-p,stable\r\n"a red, round\ncircle",7,,yes\r\n\r\nx,,0.5,no\r\n'
     assert said(text, "csv") == [

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from star_cli.errors import OutputError
 from star_cli.generated import GeneratedImage
 from star_cli.images import read_recipe
 from star_cli.jobs import ImageJob
@@ -236,6 +237,73 @@ def test_contact_sheet_holds_every_image(batch: Star, folder: Path) -> None:
             place = (8 + 80, 8 + 80)
             assert sheet.crop((*place, place[0] + 32, place[1] + 32)).tobytes() == first.convert("RGB").tobytes()
     assert shown.size == (32, 32)
+
+
+def test_contact_sheet_replaces_a_sheet_and_no_other_picture(batch: Star, folder: Path) -> None:
+    for prompts in ("a\n", "a\nb\nc\nd\ne\n"):
+        assert batch("-", "--contact-sheet", "sheet.png", input=prompts).exit_code == 0
+    with Image.open(folder / "sheet.png") as sheet:
+        assert sheet.size[0] == 3 * 200 + 8
+    (folder / "holiday.png").write_bytes(before := (folder / "batch" / "00001-a-0.png").read_bytes())
+    result = batch("-", "--out", "other", "--contact-sheet", "holiday.png", input="a\n")
+    assert (result.exit_code, (folder / "other").exists()) == (2, False)
+    assert "error: holiday.png exists" in result.stderr
+    assert (folder / "holiday.png").read_bytes() == before
+
+
+def test_contact_sheet_may_lie_in_the_folder_that_the_batch_makes(batch: Star, folder: Path) -> None:
+    result = batch("-", "--out", "new", "--contact-sheet", "new/sheet.png", input="a\n")
+    assert result.exit_code == 0, result.stderr
+    assert (folder / "new" / "sheet.png").is_file()
+
+
+def test_a_sheet_that_cannot_be_written_leaves_the_end_of_the_batch_told(
+    batch: Star, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise OutputError("no space left")
+
+    monkeypatch.setattr("star_cli.batch.sheet.write_sheet", full)
+    result = batch("-", "--json", "--contact-sheet", "sheet.png", input="a\n")
+    assert result.exit_code == 1
+    assert json.loads(result.stdout.splitlines()[-1])["event"] == "end"
+    assert "error: no contact sheet: no space left" in result.stderr
+
+
+@pytest.mark.parametrize(("name", "most"), [("sheet.webp", "16,383"), ("sheet.jpg", "65,500")])
+def test_a_sheet_beyond_its_format_is_refused_before_anything_is_drawn(
+    batch: Star, star: Star, folder: Path, name: str, most: str
+) -> None:
+    rows = "".join(f"{number}\n" for number in range(7000))
+    if name == "sheet.webp":
+        result = batch("-", "--contact-sheet", name, input=rows)
+        assert (result.exit_code, list(folder.iterdir())) == (2, [])
+        assert f"a webp is at most {most} pixels a side, this sheet is" in result.stderr
+    small = Image.new("RGB", (16, 16))
+    (folder / "many").mkdir()
+    for number in range(40):
+        small.save(folder / "many" / f"{number:02}.png")
+    result = star("sheet", "many", "--columns", 1, "--cell", 2048, "--out", name)
+    assert result.exit_code == 2
+    assert f"at most {most} pixels a side" in result.stderr
+
+
+def test_a_picture_of_too_many_pixels_leaves_its_place_empty(
+    star: Star, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Image.new("RGB", (64, 64)).save(folder / "large.png")
+    Image.new("RGB", (8, 8)).save(folder / "small.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    result = star("sheet", "large.png", "small.png", "--out", "sheet.png")
+    assert (result.exit_code, result.stdout) == (0, "sheet.png\n")
+    assert "warning: large.png cannot be read" in result.stderr
+
+
+@pytest.mark.parametrize(("flag", "words"), [("--out", "--out is empty"), ("--template", "error: --template")])
+def test_an_empty_name_is_no_name(batch: Star, folder: Path, flag: str, words: str) -> None:
+    result = batch("-", flag, "", input="a\n")
+    assert (result.exit_code, list(folder.iterdir())) == (2, [])
+    assert words in result.stderr
 
 
 def test_sheet_of_a_folder(star: Star, batch: Star, folder: Path) -> None:

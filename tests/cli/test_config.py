@@ -77,7 +77,9 @@ def test_file_that_cannot_be_used_is_refused(star: Star, config_file: Path, text
     [
         ("STAR_RES", "big", "STAR_RES must be a whole number, not 'big'"),
         ("STAR_FORMAT", "gif", "STAR_FORMAT must be png, webp, jpeg, not gif"),
-        ("STAR_GUIDANCE", "-1", "--guidance must be a number of at least 0, not -1.0"),
+        ("STAR_TOP_P", "5", "STAR_TOP_P: --top-p must be a number above 0"),
+        ("STAR_CONFIG", "/nowhere/star.toml", "STAR_CONFIG: there is no file /nowhere/star.toml"),
+        ("STAR_GUIDANCE", "-1", "STAR_GUIDANCE: --guidance must be a number from 0 to 1000, not -1.0"),
     ],
 )
 def test_variable_that_cannot_be_used_is_refused(

@@ -61,6 +61,20 @@ def test_flipped_byte_in_the_default_model_is_a_problem(star: Star, shipped: Pat
     assert told["problems"][0].startswith("vqvae.safetensors: hash is ")
 
 
+def test_the_users_own_defaults_are_what_is_used(
+    star: Star, shipped: Path, tiny_model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STAR_DTYPE", "bfloat16")
+    monkeypatch.setenv("STAR_DEVICE", "cpu")
+    monkeypatch.setenv("STAR_MODEL", str(tiny_model_folder))
+    told = json.loads(star("doctor", "--json").stdout)
+    assert (told["used"]["dtype"], told["used"]["dtype_because"]) == ("bfloat16", "STAR_DTYPE says so")
+    assert told["used"]["device_because"] == "STAR_DEVICE says so"
+    assert told["model"]["folder"] == str(tiny_model_folder)
+    monkeypatch.setenv("STAR_MODEL", "nope")
+    assert "problems: no model is called 'nope'" in star("doctor").stdout
+
+
 def test_missing_default_model_is_a_problem(star: Star, shipped: Path) -> None:
     shutil.rmtree(shipped)
     result = star("doctor")

@@ -327,3 +327,9 @@ def test_libraries_stay_silent_unless_debugging(draw: Star, monkeypatch: pytest.
     assert draw("x").stderr == ""
     with pytest.warns(UserWarning, match="from a library"):
         draw("x", "--debug")
+
+
+def test_a_link_that_leads_nowhere_holds_its_name(draw: Star, folder: Path) -> None:
+    (folder / "a-cat-0.png").symlink_to("nowhere")
+    result = draw("a cat")
+    assert (result.exit_code, result.stdout) == (0, "a-cat-0-2.png\n")

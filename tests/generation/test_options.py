@@ -23,17 +23,19 @@ def test_options_come_back_from_json() -> None:
 @pytest.mark.parametrize(
     ("option", "value", "sentence"),
     [
-        ("guidance", math.nan, "--guidance must be a number of at least 0, not nan"),
-        ("guidance", math.inf, "--guidance must be a number of at least 0, not inf"),
-        ("guidance", -1, "--guidance must be a number of at least 0, not -1"),
+        ("guidance", math.nan, "--guidance must be a number from 0 to 1000, not nan"),
+        ("guidance", math.inf, "--guidance must be a number from 0 to 1000, not inf"),
+        ("guidance", -1, "--guidance must be a number from 0 to 1000, not -1"),
+        ("guidance", 1e39, "--guidance must be a number from 0 to 1000, not 1e+39"),
         ("top_k", 0, "--top-k must be a whole number of at least 1, not 0"),
         ("top_k", -3, "--top-k must be a whole number of at least 1, not -3"),
         ("top_p", 0, "--top-p must be a number above 0 and at most 1, not 0"),
         ("top_p", 1.5, "--top-p must be a number above 0 and at most 1, not 1.5"),
         ("top_p", math.nan, "--top-p must be a number above 0 and at most 1, not nan"),
-        ("temperature", -0.1, "--temperature must be a number of at least 0, not -0.1"),
-        ("temperature", math.nan, "--temperature must be a number of at least 0, not nan"),
-        ("temperature", math.inf, "--temperature must be a number of at least 0, not inf"),
+        ("temperature", -0.1, "--temperature must be 0, or a number of at least 0.0001, not -0.1"),
+        ("temperature", 1e-38, "--temperature must be 0, or a number of at least 0.0001, not 1e-38"),
+        ("temperature", math.nan, "--temperature must be 0, or a number of at least 0.0001, not nan"),
+        ("temperature", math.inf, "--temperature must be 0, or a number of at least 0.0001, not inf"),
     ],
 )
 def test_values_out_of_range_are_refused(option: str, value: Any, sentence: str) -> None:
