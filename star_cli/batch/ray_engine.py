@@ -57,17 +57,13 @@ def run_on_ray(
     start = time.perf_counter()
     summary, order, stopped, asked = Summary(policy.count(plan)), InOrder(), threading.Event(), threading.Event()
 
-    new_failures = 0  # those of earlier runs do not count
-
     def stop() -> None:
         asked.set()
         stopped.set()
 
     def tell(events: Sequence[Event]) -> None:
-        nonlocal new_failures
         for event in events:
             summary.count(event)
-            new_failures += event.kind == "failed"
             on_event(event)
 
     on_ready(stop)
@@ -78,7 +74,7 @@ def run_on_ray(
             for todo, drawn in _draw_on_ray(ray, plan, policy, group, device, dtype):
                 _deliver(todo, drawn, folder, order, writers)
                 tell(order.take())
-                summary.gave_up = policy.max_failures is not None and new_failures >= policy.max_failures
+                summary.gave_up = policy.gives_up(summary.new_failures)
                 if writers.fatal is not None or summary.gave_up or stopped.is_set():
                     stopped.set()
                     break

@@ -52,6 +52,8 @@ class Summary:
     """Drawn by other processes in the meantime."""
     failed: int = 0
     """In this run, or before and not tried again."""
+    new_failures: int = 0
+    """In this run alone."""
     failures: list[Event] = field(default_factory=list)
     """The first of them."""
     is_stopped: bool = False
@@ -75,6 +77,7 @@ class Summary:
             self.elsewhere += 1
         elif event.kind in ("failed", "failed before"):
             self.failed += 1
+            self.new_failures += event.kind == "failed"
             if len(self.failures) < _MOST_FAILURES:
                 self.failures.append(event)
 
@@ -105,7 +108,6 @@ class BatchRunner:
         self._order = InOrder()
         self._stopped = threading.Event()
         self._deadline: float | None = None
-        self._new_failures = 0
 
     def stop(self) -> None:
         """Draw no more than the images in work, and those only if it does not take long. From any thread or signal."""
@@ -133,9 +135,8 @@ class BatchRunner:
         try:
             for one in self._ahead():
                 self._draw(list(one.todo), one.told, writers, tell)
-                self._tell_all(self._order.take(), tell)
-                if self._gives_up():
-                    summary.gave_up = True
+                _tell_all(self._order.take(), tell)
+                summary.gave_up = self._policy.gives_up(summary.new_failures)
                 if writers.fatal or summary.gave_up:
                     break
         except _AbandonedError:
@@ -144,7 +145,7 @@ class BatchRunner:
             self._stopped.set()  # the thread that selects
             if not isinstance(sys.exception(), KeyboardInterrupt):
                 writers.close()
-                self._tell_all([*self._order.take(), *self._order.take_all()], tell)
+                _tell_all([*self._order.take(), *self._order.take_all()], tell)
         if writers.fatal is not None:
             raise writers.fatal
         summary.is_stopped = self._deadline is not None
@@ -223,14 +224,14 @@ class BatchRunner:
                 passes[:0] = self._after_failure(error, one, one[given:], time.perf_counter() - start)
             else:
                 self._size.report(len(one), time.perf_counter() - start)
-            self._tell_all(self._order.take(), tell)
+            _tell_all(self._order.take(), tell)
 
     def _images(self, one: Sequence[Todo], told: Told | None, tell: OnEvent) -> Iterator[GeneratedImage]:
         setting = one[0].job.row.setting
 
         def on_scale(done: int, total: int) -> None:
             self._check_deadline()
-            self._tell_all(self._order.take(), tell)
+            _tell_all(self._order.take(), tell)
             tell(Event("drawing", one[0].job, share=done / total, images=len(one)))
 
         for todo in one:
@@ -276,14 +277,10 @@ class BatchRunner:
             self._order.give(todo.number, Event("failed", todo.job, record=record, message=words))
         return []
 
-    def _tell_all(self, events: Sequence[Event], tell: OnEvent) -> None:
-        for event in events:
-            self._new_failures += event.kind == "failed"
-            tell(event)
 
-    def _gives_up(self) -> bool:
-        most = self._policy.max_failures
-        return most is not None and self._new_failures >= most
+def _tell_all(events: Sequence[Event], tell: OnEvent) -> None:
+    for event in events:
+        tell(event)
 
 
 class _AbandonedError(Exception):

@@ -47,6 +47,10 @@ class Policy:
         if not 1 <= part <= parts:
             raise OptionError(f"--shard must be I/N with I from 1 to N, not {part}/{parts}", "write it like 2/8")
 
+    def gives_up(self, failures: int) -> bool:
+        """Are these too many? Those of earlier runs do not count."""
+        return self.max_failures is not None and failures >= self.max_failures
+
     def has(self, job: Job) -> bool:
         """Is the job one of this shard?"""
         part, parts = self.shard

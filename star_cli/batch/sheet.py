@@ -157,8 +157,8 @@ def draw_sheet(pictures: Sequence[Path], layout: Layout) -> tuple[Image.Image, l
     """The sheet, and the pictures that could not be read."""
     from PIL import Image, ImageDraw, ImageFont
 
-    columns, *size = size_of(len(pictures), layout)
-    sheet = Image.new("RGB", (size[0], size[1]), _PAPER)
+    columns, width, height = size_of(len(pictures), layout)
+    sheet = Image.new("RGB", (width, height), _PAPER)
     pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(_TEXT)
     unread: list[tuple[Path, Exception]] = []
     for place, path in enumerate(pictures):

@@ -140,8 +140,7 @@ class _Gathered:
     def __init__(self, policy: Policy, on_event: OnEvent, summary: Summary, on_giving_up: Callable[[], None]):
         self.summary = summary
         self.failure: StarError | None = None
-        self._parts, self._max_failures = policy.shard[1], policy.max_failures
-        self._new_failures = 0  # those of earlier runs do not count
+        self._policy = policy
         self._on_giving_up = on_giving_up
         self._on_event = on_event
         self._order = InOrder()
@@ -164,9 +163,8 @@ class _Gathered:
                     self._order.give(number, event)
         for event in [*self._order.take(), *(self._order.take_all() if is_last else [])]:
             self.summary.count(event)
-            self._new_failures += event.kind == "failed"
             self._on_event(event)
-        if self._max_failures is not None and self._new_failures >= self._max_failures and not self.summary.gave_up:
+        if self._policy.gives_up(self.summary.new_failures) and not self.summary.gave_up:
             self.summary.gave_up = True  # each process knows its own failures alone
             self._on_giving_up()
 
@@ -188,7 +186,7 @@ class _Gathered:
 
     def _number(self, job: Job) -> int:
         """Place among the jobs of this shard."""
-        return (job.index - 1) // self._parts
+        return (job.index - 1) // self._policy.shard[1]
 
 
 def _work(task: _Task, events: Any, stop: Connection) -> None:

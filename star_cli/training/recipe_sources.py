@@ -42,8 +42,8 @@ class RecipeSources:
     def __init__(self, recipe: Recipe, run: Path, on_cache: OnCache | None = None):
         self.recipe, self.run, self.on_cache = recipe, run, on_cache
 
-    def pictures(self, source: str = "") -> CaptionedImages | None:
-        """Those of a stage that names its own source, else the recipe's.
+    def pictures(self, source: str) -> CaptionedImages | None:
+        """Those of a stage that names its own source; "": the recipe's.
 
         None stands for the built-in scenes, which every stage knows more about than a caption says.
         """
