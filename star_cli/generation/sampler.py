@@ -62,7 +62,7 @@ def draw(
     is_official = options.compat == "official"
     rows = stack(condition, unconditional) if guided else condition
     prompted = transformer.prompt(rows, images, "first_image" if is_official else None)
-    caches = make_caches(transformer.config.depth, schedule.length)
+    caches = make_caches(transformer.config.depth, schedule.offsets[-2])
     f_hat = torch.zeros(
         *(images, transformer.config.code_dim, schedule.last_side, schedule.last_side),
         dtype=_published_dtype(transformer, prompted) if is_official else torch.float32,

@@ -69,8 +69,9 @@ def test_operators_of_a_scale() -> None:
         draw_one(on_scale=lambda _done, _total: after.append(counts.total()))
     each = [now - before for before, now in pairwise(after)]
     assert len(set(each[:-1])) == 1  # a larger scale costs no more operators
-    assert each[0] <= 118
-    assert each[-1] <= each[0]  # the last map is not enlarged
+    assert each[0] <= 116
+    # the last map is not enlarged; each block joins its keys and values to the kept ones, in memory taken once
+    assert each[-1] <= each[0] - 1 + 2 * MODEL.config.depth + 2
 
 
 def test_what_a_drawing_never_does() -> None:
@@ -95,7 +96,7 @@ def test_bytes_of_an_image() -> None:
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as run:
         draw_one()
     taken = sum(event.self_cpu_memory_usage for event in run.events() if event.self_cpu_memory_usage > 0)
-    assert 0 < taken <= 2_700_000
+    assert 0 < taken <= 2_400_000
 
 
 def live_tensors() -> tuple[int, int]:

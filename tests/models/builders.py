@@ -139,7 +139,7 @@ def logits_scale_by_scale(
     model: StarTransformer, prompted: Prompted, teacher_input: Tensor, schedule: ScaleSchedule
 ) -> Tensor:
     """The logits of all scales as generation computes them: no mask, a cache, one scale after another."""
-    caches = make_caches(model.config.depth, schedule.length)
+    caches = make_caches(model.config.depth, schedule.offsets[-2])
     parts = []
     for scale in range(len(schedule)):
         tokens = schedule.slice(scale)

@@ -64,7 +64,7 @@ MIXES = {
     "simple": SceneMix(),
     "grounds": SceneMix(plain=0.35, ground=0.65),
     "usual": SceneMix(usual=0.5, plain=0.2, ground=0.3),
-    "composed": SceneMix(plain=0.25, ground=0.25, posed=0.08, count=0.18, pair=0.24),
+    "composed": SceneMix(usual=0.4, plain=0.14, ground=0.2, posed=0.04, count=0.12, pair=0.1),
     "full": SceneMix(plain=0.2, ground=0.24, posed=0.14, count=0.16, pair=0.2, group=0.06),
 }
 """Mixtures by name, from the easiest to the hardest."""
