@@ -41,6 +41,10 @@ class CaptionedImages(ABC):
     def __len__(self) -> int:
         """Number of pictures."""
 
+    def others(self, count: int) -> CaptionedImages | None:
+        """So many pictures of the same kind that none of these is; None: there are no more."""
+        return None
+
     @abstractmethod
     def name(self, index: int) -> str:
         """What to call a picture in a message: a path, a member of a shard, a seed."""
@@ -100,6 +104,10 @@ class ShapeScenes(CaptionedImages):
     def __len__(self) -> int:
         """Number of scenes."""
         return self.count
+
+    def others(self, count: int) -> ShapeScenes:
+        """Scenes with pairs of things that no other scene has."""
+        return ShapeScenes(count, shapes.HELD_OUT_SEED)
 
     def name(self, index: int) -> str:
         """The scene's seed."""

@@ -12,7 +12,14 @@ from star_cli.data.order import RowOrder
 from star_cli.data.reader import read_rows
 from star_cli.data.source import GENERATED, CaptionedImages, Crop, count_in_words
 from star_cli.models.text_open_clip import load_tokenizer
-from star_cli.training.clip import ClipBatch, ClipStageConfig, build_clip, clip_batch, clip_loss
+from star_cli.training.clip import (
+    ClipBatch,
+    ClipStageConfig,
+    build_clip,
+    clip_batch,
+    clip_loss,
+    retrieval_accuracy,
+)
 from star_cli.training.loop import BatchSource, Stage
 from star_cli.training.reading import Reader
 
@@ -90,3 +97,12 @@ class ClipStage(Stage):
         # captions are short: on a CPU the fused kernel's backward costs more than it saves
         with sdpa_kernel(SDPBackend.MATH):
             return clip_loss(self.clip, batch, self.reader, self.reading_weight)
+
+    @property
+    def is_judged(self) -> bool:
+        """By held-out generated scenes, where it learns from the others."""
+        return self.reader is not None
+
+    def evaluate(self) -> dict[str, float]:
+        """How often held-out captions and images find each other, see `retrieval_accuracy`."""
+        return {f"held-out {name}": value for name, value in retrieval_accuracy(self.clip, self.config).items()}

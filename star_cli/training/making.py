@@ -167,7 +167,10 @@ class Maker:
         torch.manual_seed(recipe.seed)
         part = recipe.vqvae
         pictures = self._sources.pictures(part.source)
-        stage = VQVAEStage(part.model, part.stage, dict(recipe.schedules), part.loop.steps, recipe.seed, pictures)
+        held_out = self._sources.held_out(part.held_out, part.source, part.stage.evaluate_count)
+        stage = VQVAEStage(
+            part.model, part.stage, dict(recipe.schedules), part.loop.steps, recipe.seed, pictures, held_out
+        )
         if part.start_from and not self._is_finished("vqvae"):
             take_over(stage.vqvae, find_model(part.start_from).load_vqvae(dtype=torch.float32))
         self._learn(stage, part.loop)
@@ -258,6 +261,7 @@ class Maker:
             name,
             recipe.seed,
             recipe.sampling,
+            self._sources.held_out(part.held_out, part.source, part.held_out_count),
         )
 
     @property

@@ -63,6 +63,9 @@ class VQVAERecipe(Config):
     loop: LoopConfig
     source: str = ""
     """What this stage learns from, when it is not `data.source`."""
+    held_out: str = ""
+    """What previews show and `loop.evaluate_every` judges by, named as a source is; "": scenes of other seeds where the
+    source makes scenes, else a part of the source that is kept back."""
     start_from: str = ""
     """Model (name or folder) whose encoder and decoder give the first weights, wherever names and shapes agree; "":
     none, from nothing."""
@@ -77,6 +80,11 @@ class StarRecipe(Config):
     portions: tuple[Portion, ...]
     source: str = ""
     """What this stage learns from, when it is not `data.source`: easier scenes first, or pictures of its own."""
+    held_out: str = ""
+    """What `loop.evaluate_every` judges by, named as a source is; "": scenes of other seeds, where the source makes
+    scenes."""
+    held_out_count: int = 64
+    """Its first so many pictures."""
     levels_from: int = 0
     """Resolution whose level rows the new resolutions of a finetune begin from; 0: the smallest that is trained."""
     levels_by: LevelRule = "nearest_side"
@@ -85,6 +93,8 @@ class StarRecipe(Config):
 
     def __post_init__(self) -> None:
         self._check_choices()
+        if self.held_out_count < 1:
+            raise OptionError(f"held_out_count must be at least 1, not {self.held_out_count}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -49,6 +49,21 @@ class RecipeSources:
         """
         return self._open(source) if source else self._pictures
 
+    def held_out(self, name: str, source: str, count: int) -> CaptionedImages | None:
+        """What a stage is judged by.
+
+        Args:
+            name: of pictures to take the first from, or of scenes to take others of; "": the stage names none.
+            source: what the stage learns from, as in `pictures`; its others are taken where none are named.
+            count: how many; fewer where there are fewer.
+        Returns:
+            None: none are named, and the source has no others.
+        """
+        pictures = (self._open(name) if name else self.pictures(source)) or ShapeScenes(count)
+        if (others := pictures.others(count)) is not None:
+            return others
+        return Part(pictures, range(min(count, len(pictures)))) if name else None
+
     @property
     def words(self) -> frozenset[str] | None:
         """Of the recipe's captions; None: not counted."""

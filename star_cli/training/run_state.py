@@ -50,6 +50,11 @@ class RunState:
         stage.set_checkpointing(config.checkpointing)
         if config.accumulate > 1 and not stage.shards:
             raise OptionError(f"stage {stage.name} needs its batches whole", "set loop.accumulate = 1")
+        if config.evaluate_every and not stage.is_judged:
+            raise OptionError(
+                f"stage {stage.name} has no held-out pictures to be judged by",
+                "name some in `held_out` where the stage has it, or set loop.evaluate_every = 0",
+            )
         self.engine = wrap(stage, config, self.processes)
         self.optimizers = make_optimizers(self.model, config)
         self.average = MovingAverage(self.model, config.ema_decay, learned_only=bool(config.lora_rank))

@@ -72,6 +72,11 @@ class Stage(nn.Module, ABC):
     def after_step(self, step: int) -> None:
         """Move what moves without gradients, once all parts of a step's batch went through; also when it is skipped."""
 
+    @property
+    def is_judged(self) -> bool:
+        """Is there anything that `evaluate` can judge it by?"""
+        return False
+
     def evaluate(self) -> dict[str, float]:
         """Figures of held-out data; called in evaluation mode, without autocast, in the first process alone."""
         return {}

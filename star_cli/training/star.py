@@ -5,7 +5,8 @@ Letters: B images, L tokens of the schedule, V codes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import random
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -15,6 +16,8 @@ import torch
 from torch import Tensor
 
 from star_cli.data.encoding import exact_float32
+from star_cli.data.reader import read_rows
+from star_cli.data.source import CaptionedImages
 from star_cli.errors import OptionError
 from star_cli.generation.options import SamplingOptions
 from star_cli.generation.randomness import PerImage
@@ -33,13 +36,16 @@ from star_cli.training.optimizers import linear_weights, places_and_offsets
 from star_cli.training.preview import draw_images, save_grid, usual_prompts
 from star_cli.training.self_correction import draw_along, first_own_scales, surrounding_autocast
 from star_cli.training.star_batches import StarBatch, StarSource
-from star_cli.training.star_loss import ScaleWeight, scale_loss
+from star_cli.training.star_loss import ScaleWeight, overall, scale_loss
 from star_cli.training.star_sources import PixelBatches
+from star_cli.training.trackers import Means
 
 PREVIEW = SamplingOptions(guidance=2.0, top_k=100, top_p=0.95, stable=False)
 """How previews are drawn: a stable head learns after the blocks, in a stage of its own."""
 PREVIEWS = 8
 """How many prompts they show when nobody says which."""
+EVALUATED_AT_ONCE = 8
+"""Held-out pictures in one pass."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,6 +111,7 @@ class StarStage(Stage):
         name: str = "star",
         seed: int = 0,
         sampling: SamplingOptions | None = None,
+        held_out: CaptionedImages | None = None,
     ):
         super().__init__()
         self.name = name
@@ -113,6 +120,7 @@ class StarStage(Stage):
         """How the model draws what it learns from, with `own_draws`."""
         self.schedules = schedules
         self.source = source
+        self.held_out = held_out
         self.seed = seed
         self.drop_path = config.drop_path * model.depth / 24
         self._check_fit()
@@ -220,6 +228,41 @@ class StarStage(Stage):
         kept = self.config.keep_tokens or None
         return training_flops(self.transformer.config, schedule, len(batch), text_encoder.max_tokens, kept).total
 
+    @property
+    def is_judged(self) -> bool:
+        """By held-out pictures, where there are any."""
+        return self.held_out is not None
+
+    @torch.no_grad()
+    def evaluate(self) -> dict[str, float]:
+        """Loss and wrong tokens on held-out pictures under teacher forcing, see `overall`; of each resolution."""
+        figures: dict[str, float] = {}
+        for resolution in self._resolutions:
+            schedule, means = self._trained_scales(resolution), Means()
+            for batch in self._held_out_batches(resolution, len(schedule)):
+                _, found = self.loss(batch.to(self._device), 0)
+                means.add(found, len(batch))
+            judged = overall(means.take(), schedule)
+            figures |= {f"held-out {name} {resolution}": value for name, value in judged.items()}
+        return figures
+
+    def _held_out_batches(self, resolution: int, scales: int) -> Iterator[StarBatch]:
+        assert self.held_out is not None
+        for first in range(0, len(self.held_out), EVALUATED_AT_ONCE):
+            rows = range(first, min(first + EVALUATED_AT_ONCE, len(self.held_out)))
+            read = read_rows(self.held_out, rows, resolution, "centre", random.Random(f"evaluation {first}"))
+            yield StarBatch(resolution, scales, None, read.captions, pixels=read.pixels)
+
+    def _trained_scales(self, resolution: int) -> ScaleSchedule:
+        """As many scales as any batch has: later ones are nothing but chance."""
+        whole = self.schedules[resolution]
+        scales = [each.scales or len(whole) for each in self.source.portions if each.resolution == resolution]
+        return whole.prefix(max(scales))
+
+    @property
+    def _resolutions(self) -> list[int]:
+        return sorted({portion.resolution for portion in self.source.portions})
+
     @cached_property
     def _usual_prompts(self) -> list[str]:
         return usual_prompts(self.source, PREVIEWS)
@@ -228,7 +271,7 @@ class StarStage(Stage):
         """Some prompts at each resolution; the prompts beside the pictures."""
         prompts = self.config.preview_prompts or self._usual_prompts
         path.with_suffix(".txt").write_text("\n".join(prompts) + "\n", encoding="utf-8")
-        for resolution in sorted({portion.resolution for portion in self.source.portions}):
+        for resolution in self._resolutions:
             images = self.draw(prompts, resolution, PREVIEW)
             save_grid(images, path.with_stem(f"{path.stem}-{resolution}"), columns=4)
 

@@ -5,7 +5,7 @@ Letters: B images, L tokens of the schedule, l of them that take part, S scales,
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -53,6 +53,24 @@ def scale_loss(
     per_token = losses.detach().mean(0)  # (l,)
     accuracy = scale_figures(right, schedule, counts, "side")
     return loss, {"per token": per_token.mean(), **accuracy, **scale_figures(per_token, schedule, counts, "loss side")}
+
+
+def overall(figures: Mapping[str, float | Tensor], schedule: ScaleSchedule) -> dict[str, float]:
+    """What `scale_loss` told of whole schedules, as VAR's scaling laws have it (section 5.2).
+
+    Returns:
+        "loss", nats, and "error", share of wrong tokens: means over all tokens; "last loss" and "last error": over
+        those of the last scale.
+    """
+    last = schedule.last_side
+    sizes = zip(schedule.sides, schedule.sizes, strict=True)
+    right = sum(float(figures[f"side {side}"]) * size for side, size in sizes)
+    return {
+        "loss": float(figures["per token"]),
+        "error": 1 - right / schedule.length,
+        "last loss": float(figures[f"loss side {last}"]),
+        "last error": 1 - float(figures[f"side {last}"]),
+    }
 
 
 def token_counts(schedule: ScaleSchedule, keep: Tensor | None) -> list[int]:

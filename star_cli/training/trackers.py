@@ -107,11 +107,11 @@ class Means:
         self._sums: dict[str, float] = {}
         self._counts: dict[str, int] = {}
 
-    def add(self, figures: Mapping[str, float]) -> None:
-        """One more step; a figure that it does not have keeps its mean over the others."""
+    def add(self, figures: Mapping[str, float], count: int = 1) -> None:
+        """One more step, or so many that are alike; a figure that it does not have keeps its mean over the others."""
         for name, value in figures.items():
-            self._sums[name] = self._sums.get(name, 0.0) + value
-            self._counts[name] = self._counts.get(name, 0) + 1
+            self._sums[name] = self._sums.get(name, 0.0) + value * count
+            self._counts[name] = self._counts.get(name, 0) + count
 
     def take(self) -> dict[str, float]:
         """The means since the last call; the next steps begin anew."""

@@ -234,6 +234,11 @@ class VQVAEStage(Stage):
 
     # -- what it can do so far --------------------------------------------------------------------------------------
 
+    @property
+    def is_judged(self) -> bool:
+        """By held-out pictures, always."""
+        return True
+
     def evaluate(self) -> dict[str, float]:
         """How well held-out pictures come back, at the smallest resolution; float32."""
         config, resolution = self.config, self.resolutions[0]

@@ -225,6 +225,6 @@ def split_data(
         data = ShapeScenes(shapes.HELD_OUT_SEED)
     if held_out is not None:
         return data, held_out
-    if isinstance(data, ShapeScenes):
-        return data, ShapeScenes(count, shapes.HELD_OUT_SEED)
+    if (others := data.others(count)) is not None:
+        return data, others
     return hold_out(data, min(count, max(1, len(data) // 10)))

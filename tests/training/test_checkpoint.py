@@ -47,6 +47,8 @@ def test_an_unknown_metric_to_keep_by_is_named(tmp_path: Path) -> None:
 class Judged(Line):
     """Tells how good it is when it is asked, at last that it is no number."""
 
+    is_judged = True
+
     def evaluate(self) -> dict[str, float]:
         self.asked = getattr(self, "asked", 0) + 1
         return {"held-out": [3.0, 5.0, math.nan][min(self.asked, 3) - 1]}

@@ -22,7 +22,9 @@ from star_cli.training.clip import (
     retrieval_accuracy,
     save_text_encoder,
 )
+from star_cli.training.clip_stage import ClipStage
 from star_cli.training.reading import Reader, scene_labels
+from tests.training.pictures import Pictures
 
 TINY = ClipStageConfig(
     embed_width=16,
@@ -120,6 +122,15 @@ def test_retrieval_is_a_share_and_repeats() -> None:
     assert all(0 <= share <= 1 for share in first.values())
     assert model.training
     assert retrieval_accuracy(model, TINY, families=4) == first
+
+
+def test_the_stage_is_judged_by_held_out_scenes() -> None:
+    torch.manual_seed(0)
+    stage = ClipStage(TINY, seed=0)
+    assert stage.is_judged
+    found = stage.eval().evaluate()
+    assert found == {f"held-out {name}": share for name, share in retrieval_accuracy(stage.clip, TINY).items()}
+    assert not ClipStage(TINY, 0, Pictures(4)).is_judged
 
 
 def test_saved_text_encoder_reads_as_the_config_says(tmp_path: Path) -> None:

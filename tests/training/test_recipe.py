@@ -13,10 +13,13 @@ from typer.testing import CliRunner
 from star_cli.checkpoints.folder import read_model_folder
 from star_cli.cli.app import app
 from star_cli.data.cache import open_cache
+from star_cli.data.shapes import HELD_OUT_SEED
+from star_cli.data.source import ShapeScenes
 from star_cli.errors import OptionError
 from star_cli.pipeline import StarPipeline
 from star_cli.training.fields import to_toml
 from star_cli.training.recipe_file import RECIPES, find_recipe, read_recipe, recipe_from_dict
+from star_cli.training.recipe_sources import RecipeSources
 from star_cli.training.star_batches import StarBatch
 from star_cli.training.star_sources import CachedBatches
 
@@ -38,6 +41,7 @@ def test_one_command_makes_a_model_that_draws(tmp_path: Path) -> None:
     assert small.pixels.shape == (32, 32, 3)
     assert large.pixels.shape == (64, 64, 3)
     assert list((run / "star").glob("preview-*.png"))
+    assert "held-out loss 32" in (run / "star" / "metrics.jsonl").read_text()
     first = folder.hash
     assert CliRunner().invoke(app, command).exit_code == 0  # every stage is taken from its checkpoint
     assert read_model_folder(out).hash == first
@@ -300,6 +304,37 @@ def test_the_first_stages_may_learn_from_sources_of_their_own(tmp_path: Path, st
     assert pictures == {"clip": 12, "vqvae": 11}[stage]
     wrong = CliRunner().invoke(app, [*command, "--set", f"{stage}.source={tmp_path / 'nowhere'}"])
     assert (wrong.exit_code, "nowhere" in wrong.stderr) == (2, True)
+
+
+def test_a_transformer_is_judged_by_the_pictures_that_are_named(tmp_path: Path) -> None:
+    run, own = tmp_path / "run", tmp_path / "own"
+    own.mkdir()
+    for number in range(5):
+        Image.new("RGB", (40, 40), (20 * number, 90, 200)).save(own / f"{number}.png")
+    rest = ["--recipe", str(TINY), "--run", str(run), "--threads", "1"]
+    for stage in ("clip", "vqvae"):
+        assert CliRunner().invoke(app, ["train", stage, *rest]).exit_code == 0
+    command = ["train", "star", *rest, "--set", f"star.source={own}"]
+    refused = CliRunner().invoke(app, command)
+    assert (refused.exit_code, "stage star has no held-out pictures" in refused.stderr) == (2, True)
+    result = CliRunner().invoke(app, [*command, "--set", f"star.held_out={own}"])
+    assert result.exit_code == 0, result.stderr
+    assert "held-out error 32" in (run / "star" / "metrics.jsonl").read_text()
+
+
+def test_what_a_stage_is_judged_by(tmp_path: Path) -> None:
+    for number in range(3):
+        Image.new("RGB", (8, 8)).save(tmp_path / f"{number}.png")
+    sources, own = RecipeSources(read_recipe(TINY), tmp_path / "run"), str(tmp_path)
+    of_scenes, others = sources.held_out("", "", 4), sources.held_out("shapes:9", own, 4)
+    for scenes in (of_scenes, others):
+        assert isinstance(scenes, ShapeScenes)
+        assert (scenes.first_seed, len(scenes)) == (HELD_OUT_SEED, 4)
+    assert sources.held_out("", own, 4) is None
+    named, few = sources.held_out(own, "", 4), sources.held_out(own, own, 2)
+    assert named is not None
+    assert few is not None
+    assert (len(named), [few.name(row) for row in range(2)]) == (3, [named.name(row) for row in range(2)])
 
 
 def test_a_vqvae_may_start_from_that_of_a_model(tmp_path: Path, tiny_model_folder: Path) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,8 +17,11 @@ from star_cli.models.config import TransformerConfig
 from star_cli.models.schedule import ScaleSchedule
 from star_cli.models.transformer import StarTransformer
 from star_cli.pipeline import StarPipeline
+from star_cli.training.config import LoopConfig
+from star_cli.training.loop import train_stage
 from star_cli.training.star import StarStage, StarStageConfig, initialise_head
 from star_cli.training.star_batches import Portion, StarBatch, TokenSource, scenes_in_use
+from tests.training.pictures import Pictures
 
 SMALL, LARGE = ScaleSchedule((1, 2, 4)), ScaleSchedule((1, 2, 4, 8), 3)
 SCHEDULES = {32: SMALL, 64: LARGE}
@@ -156,3 +161,68 @@ def test_token_cache_is_made_once_and_holds_the_tokens_of_its_scenes(
         latent = tiny_pipeline.vqvae.encode(image.contiguous(memory_format=torch.channels_last))
     tokens = torch.cat([tokens for tokens, _ in tiny_pipeline.vqvae.quantizer.encode_scales(latent, schedule)], dim=1)
     assert (tokens[0] == made[2]).float().mean() > 0.9  # bfloat16 may decide a tie the other way in another batch
+
+
+# -- held-out pictures ------------------------------------------------------------------------------------------------
+
+
+def judged_stage(pipeline: StarPipeline, held_out: Pictures | None, **config: Any) -> StarStage:
+    torch.manual_seed(0)
+    stage = StarStage(
+        replace(MODEL, codebook_size=pipeline.vqvae.config.codebook_size),
+        StarStageConfig(scenes=9, **config),
+        SCHEDULES,
+        pipeline.vqvae,
+        pipeline.text_encoder,
+        make_source(),
+        held_out=held_out,
+    )
+    torch.nn.init.normal_(stage.transformer.head.weight)
+    return stage
+
+
+def test_held_out_pictures_are_judged_by_loss_and_error_of_the_trained_scales(tiny_pipeline: StarPipeline) -> None:
+    pictures = Pictures(11)  # more than are looked at in one pass
+    stage = judged_stage(tiny_pipeline, pictures, label_smoothing=0.3, token_noise=0.5, scale_weight="side")
+    figures = stage.eval().evaluate()
+    assert stage.is_judged
+    assert set(figures) == {
+        f"held-out {name} {side}" for name in ("loss", "error", "last loss", "last error") for side in (32, 64)
+    }
+    for resolution, scales in ((32, 3), (64, 2)):  # of the larger one only two scales are trained
+        schedule = SCHEDULES[resolution].prefix(scales)
+        surprise, wrong = [], []
+        for index in range(11):
+            pixels = pictures.pixels(index, resolution, "centre", random.Random(0))[None]
+            with torch.no_grad():
+                maps = tiny_pipeline.vqvae.tokenize(pixels, SCHEDULES[resolution])[:scales]
+                known = tiny_pipeline.vqvae.quantizer.teacher_input(maps, SCHEDULES[resolution])
+                rng = random.Random(f"evaluation {index - index % 8}")
+                own = [random.Random(rng.getrandbits(64)) for _ in range(index % 8 + 1)][-1]
+                told = tiny_pipeline.text_encoder.encode([pictures.caption(index, own)])
+                logits = stage.transformer(stage.transformer.prompt(told), known, schedule)
+            tokens = torch.cat(maps, dim=1)
+            surprise.append(-logits.log_softmax(-1).gather(-1, tokens[..., None])[0, :, 0])
+            wrong.append((logits.argmax(-1) != tokens).float()[0])
+        last = schedule.slice(scales - 1)
+        loss, error = torch.stack(surprise), torch.stack(wrong)
+        assert figures[f"held-out loss {resolution}"] == pytest.approx(loss.mean().item(), rel=1e-4)
+        assert figures[f"held-out last loss {resolution}"] == pytest.approx(loss[:, last].mean().item(), rel=1e-4)
+        assert figures[f"held-out error {resolution}"] == pytest.approx(error.mean().item(), abs=1e-5)
+        assert figures[f"held-out last error {resolution}"] == pytest.approx(error[:, last].mean().item(), abs=1e-5)
+
+
+def test_judging_does_not_change_what_is_learned(tiny_pipeline: StarPipeline, tmp_path: Path) -> None:
+    loop = LoopConfig(steps=3, learning_rate=1e-2, precision="float32", save_every=3)
+    kept = []
+    for every in (0, 1):
+        stage = judged_stage(tiny_pipeline, Pictures(3, broken=[1]))
+        train_stage(stage, replace(loop, evaluate_every=every), tmp_path / str(every))
+        kept.append(stage.transformer.state_dict())
+    assert all(torch.equal(kept[0][key], kept[1][key]) for key in kept[0])
+
+
+def test_judging_needs_held_out_pictures(tiny_pipeline: StarPipeline, tmp_path: Path) -> None:
+    loop = LoopConfig(steps=3, learning_rate=1e-2, evaluate_every=1)
+    with pytest.raises(OptionError, match="stage star has no held-out pictures"):
+        train_stage(judged_stage(tiny_pipeline, None), loop, tmp_path)

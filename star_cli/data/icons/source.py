@@ -13,7 +13,7 @@ from star_cli.data.icons.catalogue import DEFAULT_OBJECTS, Catalogue, open_catal
 from star_cli.data.icons.compose import compose_tensor
 from star_cli.data.icons.labels import labels
 from star_cli.data.icons.layout import IconScene
-from star_cli.data.icons.scenes import MIXES, SceneMix, scene
+from star_cli.data.icons.scenes import HELD_OUT_SEED, MIXES, SceneMix, scene
 from star_cli.data.source import CaptionedImages, Crop
 from star_cli.errors import OptionError
 
@@ -66,6 +66,10 @@ class IconScenes(CaptionedImages):
     def __len__(self) -> int:
         """Number of scenes."""
         return self.count
+
+    def others(self, count: int) -> IconScenes:
+        """Scenes of the same mix, each with a held-out pair."""
+        return IconScenes(self.catalogue, count, HELD_OUT_SEED, self.mix)
 
     def name(self, index: int) -> str:
         """The scene's seed."""

@@ -129,3 +129,10 @@ def test_a_sheet_shows_scenes_and_captions(catalogue: Catalogue, tmp_path: Path)
     write_sheet(source, tmp_path / "sheet.png")
     with Image.open(tmp_path / "sheet.png") as written:
         assert written.format == "PNG"
+
+
+def test_others_are_scenes_of_the_same_mix_that_training_never_shows(catalogue: Catalogue) -> None:
+    source = IconScenes(catalogue, 10, mix="grounds")
+    others = source.others(3)
+    assert (len(others), others.first_seed, others.mix) == (3, HELD_OUT_SEED, source.mix)
+    assert all(any(map(is_held_out, others.scene(index).pairs)) for index in range(3))
