@@ -111,7 +111,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="star-shapes")
     parser.add_argument("--res", type=int, help="pixels; the model's default when left out")
-    parser.add_argument("--limit", type=int, default=40, help="prompts, evenly taken from all")
+    parser.add_argument("--limit", type=int, default=40, help="every so-many-th prompt, so many in all")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--levels", nargs="+", default=LEVELS, choices=LEVELS)
     parser.add_argument("--judge", default=JUDGE, metavar="MODULE")

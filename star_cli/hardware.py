@@ -39,7 +39,11 @@ def choose_dtype(requested: str, device: torch.device) -> tuple[torch.dtype, str
     """
     if requested == "auto":
         if device.type == "cuda":
-            return torch.bfloat16, "fast on a GPU"
+            major, _ = torch.cuda.get_device_capability(device)
+            # before Ampere bfloat16 is made of float32
+            return (
+                (torch.bfloat16, "fast on a GPU") if major >= 8 else (torch.float16, "fast on a GPU without bfloat16")
+            )
         return torch.float32, f"rounding tips the fewest draws, on {device.type}"
     if requested not in DTYPES:
         raise OptionError(f"--dtype must be auto, {', '.join(DTYPES)}, not {requested}")

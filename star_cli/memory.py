@@ -9,7 +9,11 @@ import sys
 from pathlib import Path
 
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX = -1, -2, -4  # glibc's malloc.h
-_OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "Cannot allocate memory", "bad_alloc")
+_OUT_OF_MEMORY = (
+    *("can't allocate memory", "not enough memory", "Cannot allocate memory", "bad_alloc"),
+    *("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED", "backend out of memory"),
+)
+_FILE_CACHE = ("active_file", "inactive_file")
 OFF_SWITCH = "STAR_KEEP_PAGES"
 
 
@@ -71,17 +75,26 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(words in str(error) for words in _OUT_OF_MEMORY)
 
 
-def available_bytes() -> int | None:
-    """What new allocations may use: of the machine, and of the control group where that is less."""
+def available_bytes(machine: Path = Path("/proc/meminfo"), group: Path = Path("/sys/fs/cgroup")) -> int | None:
+    """What new allocations may use: of the machine, and of the control group where that is less.
+
+    Args:
+        machine: where the system tells of its memory.
+        group: where it tells of this process's control group.
+    Returns:
+        Bytes, or None where nothing is told.
+    """
     try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
+        lines = machine.read_text().splitlines()
         free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
     except (OSError, StopIteration):
         return None
     try:
-        group = Path("/sys/fs/cgroup")
         most = int((group / "memory.max").read_text())
-        return min(free, most - int((group / "memory.current").read_text()))
+        used = int((group / "memory.current").read_text())
+        counts = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+        used -= sum(int(counts.get(name, 0)) for name in _FILE_CACHE)  # given up when it is needed
+        return min(free, max(0, most - used))
     except (OSError, ValueError):  # no control group, or one without a limit: "max"
         return free
 

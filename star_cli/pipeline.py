@@ -31,6 +31,7 @@ from star_cli.hardware import choose_device, choose_dtype, choose_quantize
 from star_cli.images import to_uint8, to_uint8_truncated
 from star_cli.jobs import ImageJob, jobs_of
 from star_cli.models.condition import ClassCondition, Condition
+from star_cli.models.float32 import exact_float32
 from star_cli.models.int8 import quantize_blocks
 from star_cli.models.schedule import ScaleSchedule
 from star_cli.models.strips import StripDecoder
@@ -194,7 +195,7 @@ class StarPipeline:
         jobs = jobs_of(self, prompts, classes, negative, seed, num)
         res = checked_resolution(res, self)
         options = options or self.defaults
-        at_once = 1 if options.compat == "official" else self.max_batch
+        at_once = 1 if options.compat == "official" or self._draws_singly(options) else self.max_batch
         check_compat(options, len(jobs), self.quantize or self._dtype_name)
         images: list[GeneratedImage] = []
         for start in range(0, len(jobs), at_once):
@@ -247,14 +248,14 @@ class StarPipeline:
         if options.compat == "official":
             yield self._draw_as_published(jobs, told, schedule, res, options, on_scale)
             return
-        # draws of tokens hide the last bits, which depend on the size of a batch; a mean of codes shows them
-        if (self._rounds_by_batch or options.smooth) and len(jobs) > 1:
+        if self._draws_singly(options) and len(jobs) > 1:
             for row, job in enumerate(jobs):
                 own = (told[0].rows(slice(row, row + 1)), told[1].rows(slice(row, row + 1)))
                 progress = progress_of_pass(on_scale, row, len(jobs), 1)
                 yield from self.draw_jobs([job], res=res, options=options, told=own, on_scale=progress)
             return
-        drawn = self._draw(told, schedule, options, random_generators([job.seed for job in jobs]), on_scale)
+        with exact_float32(self.device):
+            drawn = self._draw(told, schedule, options, random_generators([job.seed for job in jobs]), on_scale)
         for row, job in enumerate(jobs):
             token_maps = [token_map[row] for token_map in drawn.token_maps]
             f_hat = drawn.f_hat if options.smooth else self._f_hat(token_maps, schedule)
@@ -298,26 +299,28 @@ class StarPipeline:
     def _f_hat(self, token_maps: list[Tensor], schedule: ScaleSchedule) -> Tensor:
         """f_hat of one image, (1, C, h, w), anew from its tokens: the last bits of a batch's depend on its size."""
         tokens = [token_map.flatten()[None] for token_map in token_maps]  # (1, l) of each scale
-        return self.vqvae.quantizer.decode_tokens(tokens, schedule)
+        with exact_float32(self.device):
+            return self.vqvae.quantizer.decode_tokens(tokens, schedule)
 
     @torch.inference_mode()
     def _decode(self, f_hat: Tensor) -> Tensor:
         """Pixels (H, W, 3) uint8 of one image. Alone, for the decoder's activations are the peak of the memory."""
         decode = self._strip_decoder if self.device.type == "cpu" else self.vqvae.decode
-        return to_uint8(decode(f_hat)[0].cpu())
+        with exact_float32(self.device):
+            return to_uint8(decode(f_hat)[0].cpu())
 
     @cached_property
     def _strip_decoder(self) -> StripDecoder:
         return StripDecoder(self.vqvae)
 
-    @property
-    def _rounds_by_batch(self) -> bool:
-        """Whether rounding that depends on the size of a batch is coarse enough here to tip draws between two codes.
+    def _draws_singly(self, options: SamplingOptions) -> bool:
+        """Whether rounding that depends on the size of a batch would show: images are then drawn one at a time.
 
-        On a CPU images are then drawn one at a time, which costs little (docs/precision.md). On a GPU it would cost
-        most of the speed.
+        A mean of codes shows the last bits, which draws of tokens hide. Below float32 rounding is coarse enough to tip
+        draws between two codes: drawing singly costs little on a CPU (docs/precision.md), on a GPU most of the speed.
         """
-        return self.device.type == "cpu" and (self.dtype != torch.float32 or self.quantize is not None)
+        is_coarse = self.dtype != torch.float32 or self.quantize is not None
+        return options.smooth > 0 or (is_coarse and self.device.type == "cpu")
 
     @property
     def _dtype_name(self) -> str:

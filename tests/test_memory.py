@@ -3,11 +3,12 @@
 import errno
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 
-from star_cli.memory import is_out_of_memory
+from star_cli.memory import available_bytes, is_out_of_memory
 
 PAGE_FAULTS = """
 import resource, sys
@@ -67,6 +68,9 @@ def test_what_the_machine_has_no_memory_for_is_refused_at_once() -> None:
         (torch.OutOfMemoryError("x"), True),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory"), True),
         (RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: not enough memory"), True),
+        (RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported"), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True),
+        (RuntimeError("MPS backend out of memory (MPS allocated: 1.2 GB)"), True),
         (OSError(errno.ENOMEM, "Cannot allocate memory"), True),
         (OSError(errno.ENOSPC, "No space left on device"), False),
         (RuntimeError("x"), False),
@@ -74,3 +78,19 @@ def test_what_the_machine_has_no_memory_for_is_refused_at_once() -> None:
 )
 def test_out_of_memory_is_known(error: Exception, is_it: bool) -> None:
     assert is_out_of_memory(error) is is_it
+
+
+@pytest.mark.parametrize(
+    ("most", "used", "free"),
+    [("8000", 7800, 4200), ("max", 7800, 9_000 * 1024), ("8000", 8100, 3900), ("3000", 7100, 0)],
+)
+def test_cached_files_are_free_memory(tmp_path: Path, most: str, used: int, free: int) -> None:
+    (tmp_path / "meminfo").write_text("MemTotal: 10000 kB\nMemAvailable: 9000 kB\n")
+    (tmp_path / "memory.max").write_text(f"{most}\n")
+    (tmp_path / "memory.current").write_text(f"{used}\n")
+    (tmp_path / "memory.stat").write_text("anon 3000\nfile 4900\ninactive_file 3500\nactive_file 500\n")
+    assert available_bytes(tmp_path / "meminfo", tmp_path) == free
+
+
+def test_a_system_that_tells_nothing(tmp_path: Path) -> None:
+    assert available_bytes(tmp_path / "none", tmp_path) is None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -172,6 +173,14 @@ def test_progress_counts_scales_over_all_passes(tiny_pipeline: StarPipeline) -> 
     assert told == [(done, 6) for done in range(1, 7)]
 
 
+def test_progress_of_images_that_are_drawn_one_by_one(tiny_pipeline: StarPipeline) -> None:
+    told: list[tuple[int, int]] = []
+    options = replace(tiny_pipeline.defaults, smooth=1)
+    pipe = pipeline_of(tiny_pipeline, max_batch=2)
+    pipe("a red circle", num=3, options=options, on_scale=lambda *done: told.append(done))
+    assert told == [(done, 9) for done in range(1, 10)]
+
+
 def test_saved_image_is_whole_and_repeats_from_its_recipe(tiny_pipeline: StarPipeline, tmp_path: Path) -> None:
     from PIL import Image
 
@@ -280,9 +289,13 @@ def test_device_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) ->
         choose_device("abacus")
 
 
-def test_dtype_is_float32_on_the_cpu_and_bfloat16_on_a_gpu_unless_asked_for() -> None:
+@pytest.mark.parametrize(("capability", "dtype"), [((9, 0), torch.bfloat16), ((7, 5), torch.float16)])
+def test_dtype_is_float32_on_the_cpu_and_half_precision_on_a_gpu_unless_asked_for(
+    monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], dtype: torch.dtype
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _device: capability)
     assert choose_dtype("auto", torch.device("cpu"))[0] == torch.float32
-    assert choose_dtype("auto", torch.device("cuda"))[0] == torch.bfloat16
+    assert choose_dtype("auto", torch.device("cuda"))[0] == dtype
     assert choose_dtype("float16", torch.device("cpu"))[0] == torch.float16
     with pytest.raises(OptionError, match="must be auto, float32, bfloat16, float16, not float64"):
         choose_dtype("float64", torch.device("cpu"))

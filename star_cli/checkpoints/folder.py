@@ -176,6 +176,15 @@ def read_model_config(path: Path | str) -> ModelFolder:
         return _from_config(path, values)
 
 
+def is_model_folder(path: Path) -> bool:
+    """Is there a `config.json` of ours? Other programs write files of that name, too."""
+    try:
+        _read_config(path / CONFIG_FILE)
+    except ModelFolderError:
+        return False
+    return True
+
+
 def folder_to_config(folder: ModelFolder) -> dict[str, Any]:
     """What `config.json` holds; `read_model_folder` is its inverse."""
     return {
@@ -205,6 +214,8 @@ def _read_config(file: Path) -> dict[str, Any]:
         raise ModelFolderError(f"{CONFIG_FILE}: missing in {file.parent}", "give the path of a star-cli model folder")
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ModelFolderError(f"{CONFIG_FILE}: cannot be read: {error.strerror or error}") from error
     except (ValueError, RecursionError) as error:
         raise ModelFolderError(f"{CONFIG_FILE}: not valid JSON: {error}") from error
     if not isinstance(values, dict) or values.get("format") != FORMAT:
@@ -273,7 +284,7 @@ def _read_records(values: Mapping[str, Mapping[str, Any]]) -> dict[str, FileReco
         _require(not pure.is_absolute() and ".." not in pure.parts, f"file {name} is not inside the model folder")
     for stem in (TRANSFORMER, VQVAE):
         shard_names(stem, values)
-    return {name: FileRecord(**record) for name, record in values.items()}
+    return {name: FileRecord.from_dict(name, record) for name, record in values.items()}
 
 
 def text_files(path: Path) -> list[str]:

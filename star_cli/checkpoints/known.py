@@ -10,6 +10,7 @@ import star_cli
 from star_cli.checkpoints.folder import CONFIG_FILE, ModelFolder, read_model_folder
 from star_cli.checkpoints.published import PUBLISHED
 from star_cli.errors import ModelFolderError, ModelNotFoundError
+from star_cli.paths import expand_home
 
 SHIPPED = "star-icons"
 """The model that ships, and is used when no other is named."""
@@ -26,7 +27,7 @@ def shipped_root() -> Path:
 
 def cache_root() -> Path:
     """Folder of what the user downloaded or converted: `$STAR_CACHE`, else `~/.cache/star-cli`."""
-    return Path(os.environ.get("STAR_CACHE") or "~/.cache/star-cli").expanduser()
+    return expand_home(os.environ.get("STAR_CACHE") or "~/.cache/star-cli")
 
 
 def published_path(name: str) -> Path:
@@ -63,7 +64,7 @@ def find_model_path(name_or_folder: str | Path) -> Path:
     known = model_paths()
     if isinstance(name_or_folder, str) and name_or_folder in known:
         return known[name_or_folder]
-    path = Path(name_or_folder).expanduser()
+    path = expand_home(name_or_folder)
     if str(name_or_folder) and path.is_dir():
         return path
     if path.is_file():
@@ -80,7 +81,7 @@ def find_model_path(name_or_folder: str | Path) -> Path:
     )
 
 
-def list_models(on_damaged: Callable[[ModelFolderError], None] | None = None) -> list[ModelFolder]:
+def list_models(on_damaged: Callable[[Path, ModelFolderError], None] | None = None) -> list[ModelFolder]:
     """Shipped models, then cached ones.
 
     Args:
@@ -93,5 +94,5 @@ def list_models(on_damaged: Callable[[ModelFolderError], None] | None = None) ->
         except ModelFolderError as error:
             if on_damaged is None:
                 raise
-            on_damaged(error)
+            on_damaged(path, error)
     return models

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from star_cli.errors import ModelFolderError, OptionError
 
@@ -26,6 +27,18 @@ class FileRecord:
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256")
         return cls(digest.hexdigest(), path.stat().st_size)
+
+    @classmethod
+    def from_dict(cls, name: str, values: Mapping[str, Any]) -> FileRecord:
+        """What is stored of the file of this name.
+
+        Raises:
+            OptionError: it is no hash and size.
+        """
+        record = cls(**values)
+        if not isinstance(record.sha256, str) or type(record.size_bytes) is not int or record.size_bytes < 0:
+            raise OptionError(f"files: {name}: sha256 must be text and size_bytes a number, not {dict(values)}")
+        return record
 
     def check_size(self, path: Path) -> None:
         """Cheap: is the file there, and as long as it should be?

@@ -22,6 +22,7 @@ from star_cli.checkpoints.folder import (
     VQVAE,
     ModelFolder,
     folder_to_config,
+    is_model_folder,
     read_model_folder,
     text_files,
     usual_resolution,
@@ -109,6 +110,7 @@ def new_folder(path: Path) -> Iterator[Path]:
     Raises:
         ModelFolderError: `path` holds something else than a model folder, or writing fails.
     """
+    path = path.resolve()  # what a link leads to is replaced, not the link
     check_target(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -142,7 +144,7 @@ def check_target(path: Path) -> None:
     Raises:
         ModelFolderError: it does.
     """
-    if path.is_dir() and ((path / CONFIG_FILE).is_file() or not any(path.iterdir())):
+    if path.is_dir() and (is_model_folder(path) or not any(path.iterdir())):
         return
     if path.exists():
         raise ModelFolderError(f"{path} exists and is no model folder", "give another path, or move it away")
@@ -156,7 +158,7 @@ def _move_into_place(new: Path, path: Path, old: Path) -> None:
         path.rename(old)
     try:
         new.rename(path)
-    except OSError:
+    except BaseException:
         if old.exists():
             old.rename(path)
         raise

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
+from star_cli.asked import check_numbers
 from star_cli.cli import console, options
 from star_cli.cli.defaults import user_defaults
 from star_cli.cli.errors import is_debug
@@ -83,6 +84,9 @@ def bench(
         if value is not None and value < 1:
             raise OptionError(f"--{name} must be a whole number of at least 1, not {value}")
     usual = user_defaults()
+    if res is None and shape is None:  # a shape has its own resolution
+        res = usual.get("res")
+    check_numbers({} if res is None else {"res": res})
     # A new option of loading or of the draw is one line in one of these.
     loading = {"device": device or usual.get("device"), "dtype": dtype or usual.get("dtype"), "quantize": quantize}
     drawing: dict[str, Any] = {"speed": speed or usual.get("speed")}
@@ -102,7 +106,7 @@ def bench(
         measured = Bench(
             model=(model or usual.get("model")) if shape is None else None,
             shape=shape,
-            res=res or (usual.get("res") if shape is None else None),
+            res=res,
             batch_sizes=sizes,
             threads=threads,
             precision=Precision(**{name: value for name, value in loading.items() if value is not None}),

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from star_cli.cli import console, options
+from star_cli.cli.data_options import DataArg, refuse_endless
 from star_cli.cli.data_scenes import scenes
 from star_cli.cli.data_tokens import tokens
 from star_cli.cli.errors import is_debug
@@ -28,7 +29,7 @@ def data() -> None:
 
 @app.command()
 def check(
-    where: options.DataArg,
+    where: DataArg,
     image_column: options.ImageColumnOpt = None,
     caption_column: options.CaptionColumnOpt = None,
     json: options.JsonOpt = False,
@@ -42,6 +43,7 @@ def check(
     from star_cli.data.check import check_source
     from star_cli.data.open import open_source
 
+    refuse_endless(where)
     with hushed(debug or is_debug(())):
         source = open_source(where, image_column=image_column, caption_column=caption_column)
         with console.scales("checking", quiet) as on_picture:

@@ -12,7 +12,9 @@ from star_cli.errors import OptionError
 
 OutOpt = Annotated[
     Path | None,
-    typer.Option("--out", metavar="DIR", show_default=False, help="Folder for pictures and metadata.jsonl."),
+    typer.Option(
+        "--out", metavar="DIR", show_default=False, help="Folder for pictures and metadata.jsonl: empty or new."
+    ),
 ]
 SheetOpt = Annotated[
     Path | None,
@@ -78,13 +80,14 @@ def scenes(
     if count < 1 or not 16 <= res <= 2048 or seed < 0:
         raise OptionError("scenes need --count of at least 1, --res from 16 to 2048, --seed of at least 0")
     from star_cli.data.icons.catalogue import open_catalogue
-    from star_cli.data.icons.export import write_scenes, write_sheet
+    from star_cli.data.icons.export import check_folder, check_sheet, write_scenes, write_sheet
     from star_cli.data.icons.scenes import HELD_OUT_SEED
     from star_cli.data.icons.source import IconScenes
-    from star_cli.images import check_target
 
+    if out is not None:
+        check_folder(out)
     if sheet is not None:
-        check_target(sheet)
+        check_sheet(sheet)
     if seed + count > HELD_OUT_SEED:
         raise OptionError(f"seeds go up to {HELD_OUT_SEED - 1}", "use --held-out for scenes that training never sees")
     with console.scales("icons", quiet) as on_icon:

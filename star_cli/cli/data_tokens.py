@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from star_cli.cli import console, options
+from star_cli.cli.data_options import DataArg, refuse_endless
 from star_cli.cli.defaults import user_defaults
 from star_cli.cli.errors import is_debug
 from star_cli.cli.libraries import hushed
@@ -71,7 +72,7 @@ DeviceOpt = Annotated[
 
 
 def tokens(
-    where: options.DataArg,
+    where: DataArg,
     out: OutOpt,
     model: options.ModelOpt = None,
     res: ResOpt = None,
@@ -91,6 +92,7 @@ def tokens(
     Training from that cache gives the loss of training from the pictures. A stopped command goes on where it was: call
     it again. Unreadable pictures are left out and recorded; a cache of another model or of other pictures is refused.
     """
+    refuse_endless(where)
     if feature_dtype is not None and not features:
         console.warn("--feature-dtype has no effect with --no-features", quiet)
     with hushed(debug or is_debug(())):

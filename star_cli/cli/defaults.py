@@ -13,6 +13,7 @@ from star_cli.asked import check_sampling
 from star_cli.batch.rows import COLUMNS, KIND_NAMES, value_from_json, value_from_text
 from star_cli.cli import options
 from star_cli.errors import OptionError
+from star_cli.paths import expand_home
 
 KEYS: dict[str, type] = {
     "model": str,
@@ -40,8 +41,8 @@ class Default:
 def config_path() -> Path:
     """Of the config file: `$STAR_CONFIG`, else `star/config.toml` in `$XDG_CONFIG_HOME` or `~/.config`."""
     if named := os.environ.get("STAR_CONFIG"):
-        return Path(named).expanduser()
-    return Path(os.environ.get("XDG_CONFIG_HOME") or "~/.config").expanduser() / "star" / "config.toml"
+        return expand_home(named)
+    return expand_home(os.environ.get("XDG_CONFIG_HOME") or "~/.config") / "star" / "config.toml"
 
 
 def user_defaults() -> dict[str, Any]:

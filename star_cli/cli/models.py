@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from star_cli.checkpoints.folder import ModelFolder
@@ -17,10 +18,10 @@ def models(json: options.JsonOpt = False, debug: options.DebugOpt = False) -> No
     Name, size, resolutions, licence, where it comes from and where it is: a table on a terminal, else one line a model
     with fields parted by tabs.
     """
-    damaged: list[ModelFolderError] = []
-    rows = [_describe(folder) for folder in list_models(on_damaged=damaged.append)]
-    for error in damaged:
-        console.warn(f"left out: {error}")
+    damaged: dict[Path, ModelFolderError] = {}
+    rows = [_describe(folder) for folder in list_models(on_damaged=damaged.__setitem__)]
+    for path, error in damaged.items():
+        console.warn(f"left out: {path}: {error}")
     if not rows and not json:
         console.warn("there is no model: give one to --model, or train one")
     heads = ("name", "size", "resolutions", "licence", "source", "folder")

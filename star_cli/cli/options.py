@@ -44,15 +44,6 @@ PromptArg = Annotated[
 ]
 ImageArg = Annotated[Path, typer.Argument(metavar="IMAGE", show_default=False, help="A picture that star drew.")]
 
-DataArg = Annotated[
-    str,
-    typer.Argument(
-        metavar="DATA",
-        show_default=False,
-        help="A folder of pictures, tar shards (data/{000..010}.tar), pipe:COMMAND, hf:NAME[:SPLIT], shapes[:COUNT], "
-        "icons[:MIX[:OBJECTS]].",
-    ),
-]
 ImageColumnOpt = Annotated[
     str | None,
     typer.Option("--image-column", metavar="NAME", help="Column of pictures in a dataset. Default: found by its type."),

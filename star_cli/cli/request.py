@@ -188,6 +188,8 @@ def _checked_recipe(path: Path) -> dict[str, Any]:
 def _model_warnings(recipe: Mapping[str, Any], folder: ModelFolder) -> tuple[str, ...]:
     if not recipe or recipe["model_hash"] == folder.hash:
         return ()
+    if recipe["model"] != folder.name:
+        return (f"the picture was drawn with {recipe['model']}, not with {folder.name}: the new one differs",)
     return (
         f"the picture was drawn with another {folder.name} ({recipe['model_hash'][:12]}, here is {folder.hash[:12]}): "
         "the new one may differ",

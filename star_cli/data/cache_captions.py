@@ -11,8 +11,8 @@ from itertools import accumulate, chain
 import torch
 from torch import Tensor
 
-from star_cli.data.encoding import exact_float32
 from star_cli.errors import DataError
+from star_cli.models.float32 import exact_float32
 from star_cli.models.text import TextEncoder
 
 AT_ONCE = 64

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -165,6 +166,11 @@ def token_shard(resolution: int, shard: int) -> str:
 def caption_shard(shard: int) -> str:
     """Name of a file of captions."""
     return f"captions-{shard:05}.safetensors"
+
+
+def is_shard(name: str) -> bool:
+    """Is a file of this name one of a cache's?"""
+    return re.fullmatch(r"(tokens-\d+-\d{5,}|captions-(\d{5,}|empty))\.safetensors", name) is not None
 
 
 def read_manifest(folder: Path) -> Manifest:

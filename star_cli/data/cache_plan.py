@@ -13,6 +13,7 @@ from star_cli.data.cache_manifest import (
     Manifest,
     differ,
     differences,
+    is_shard,
     read_manifest,
     write_manifest,
 )
@@ -87,7 +88,8 @@ def begin_cache(folder: Path, plan: CachePlan, schedules: Mapping[int, ScaleSche
     sides = {resolution: schedule.sides for resolution, schedule in schedules.items()}
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / MANIFEST).exists():
-        if any(not path.name.startswith(".") for path in folder.iterdir()):  # what a killed process leaves is hidden
+        # what a killed process leaves is hidden; files of a cache say themselves what they hold
+        if any(not path.name.startswith(".") and not is_shard(path.name) for path in folder.iterdir()):
             raise DataError(f"{folder} is not empty, and holds no token cache", "give a new folder")
         manifest = Manifest(plan=plan, sides=sides)
         write_manifest(folder, manifest)

@@ -6,8 +6,6 @@ Letters: B images, L tokens of the schedule, H W pixels.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import fields
 from itertools import islice
 
@@ -15,35 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from star_cli.models.config import Config
+from star_cli.models.float32 import exact_float32
 from star_cli.models.schedule import ScaleSchedule
 from star_cli.models.text import TextEncoder
 from star_cli.models.vqvae import MultiScaleVQVAE
 
 _DECODING = ("decoder.", "after_quantizer.")
 """Parts of the VQVAE that no token depends on."""
-
-
-@contextmanager
-def exact_float32(device: torch.device | str) -> Iterator[None]:
-    """Float32 that is float32: no autocast, and on CUDA no TF32, which convolutions use unless told otherwise.
-
-    A token is the nearest of thousands of codes: with 10 bits instead of 23 the cache of one machine would hold other
-    tokens than the pixels give on another.
-    """
-    kind = torch.device(device).type
-    with torch.autocast(kind, enabled=False):
-        if kind != "cuda":
-            yield
-            return
-        switches = (torch.backends.cudnn.conv, torch.backends.cuda.matmul)  # type: ignore[attr-defined]  # it has
-        before = [switch.fp32_precision for switch in switches]
-        try:
-            for switch in switches:
-                switch.fp32_precision = "ieee"
-            yield
-        finally:
-            for switch, precision in zip(switches, before, strict=True):
-                switch.fp32_precision = precision
 
 
 @torch.no_grad()

@@ -155,10 +155,20 @@ def _file_name(record: dict[str, Any]) -> str:
     value = record.get("file_name")
     if not isinstance(value, str) or not value:
         raise ValueError("file_name is missing")
+    if not _is_encodable(value):
+        raise ValueError(f"no file can be called {value!r}")
     name = posixpath.normpath(value)
     if posixpath.isabs(name) or name.split("/")[0] in ("..", "."):
         raise ValueError(f"file_name {value!r} leads out of the folder")
     return name
+
+
+def _is_encodable(name: str) -> bool:
+    """May a path be called so? JSON can spell characters that none holds."""
+    try:
+        return b"\0" not in os.fsencode(name)
+    except UnicodeEncodeError:
+        return False
 
 
 def _size_of(path: Path) -> int:

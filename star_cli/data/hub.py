@@ -16,6 +16,7 @@ PREFIX = "hf:"
 _SAVED = ("state.json", "dataset_dict.json")  # what `save_to_disk` writes for a split, and for several
 _PICTURE_COLUMNS = ("image", "jpg", "jpeg", "png", "webp", "img", "picture")
 _DEFAULT_SPLIT = "train"
+_LOOKED_AT = 16  # pictures, evenly spread, whose bytes tell two sets apart
 
 
 class HubImages(StoredImages):
@@ -50,11 +51,13 @@ class HubImages(StoredImages):
 
     @property
     def fingerprint(self) -> str:
-        """Of the number of pictures and all captions; sizes of pictures would mean reading all of them."""
+        """Of the number of pictures, all captions, and some of the pictures: all would have to be read for it."""
         if self._fingerprint is None:
             told = hashlib.sha256(repr((len(self), self.image_column, self.caption_column)).encode())
             for index in range(len(self) if self._captions is not None else 0):
                 told.update(repr(self._value(index)).encode())
+            for index in range(0, len(self), max(1, len(self) // _LOOKED_AT)):
+                told.update(self._bytes(index))
             self._fingerprint = told.hexdigest()[:16]
         return self._fingerprint
 
@@ -84,6 +87,13 @@ class HubImages(StoredImages):
 
     def _identity(self, index: int) -> tuple[object, ...]:
         return index, self._value(index)
+
+    def _bytes(self, index: int) -> bytes:
+        try:
+            file = self._open(index)
+            return file.read_bytes() if isinstance(file, Path) else file.read()
+        except (BadImageError, OSError):
+            return b""
 
     def _open(self, index: int) -> Path | BinaryIO:
         value = self._pictures[index][self.image_column]
@@ -160,7 +170,7 @@ def _choose_pictures(name: str, features: Mapping[str, Any], wanted: str | None)
             return column
     many = ", ".join(images)
     found = f"several columns of pictures ({many})" if images else f"no column of pictures ({_list(features)})"
-    raise DataError(f"{name} has {found}", "name one with --image-column")
+    raise DataError(f"{name} has {found}", "name one: --image-column, or data.image_column in a recipe")
 
 
 def _choose_captions(name: str, features: Mapping[str, Any], wanted: str | None) -> str | None:

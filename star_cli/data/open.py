@@ -8,7 +8,8 @@ from pathlib import Path
 from star_cli.data.folder import ImageFolder
 from star_cli.data.hub import PREFIX as HUB
 from star_cli.data.hub import HubImages, is_saved_dataset, open_hub
-from star_cli.data.shard_files import PIPE, expand
+from star_cli.data.scenes import HELD_OUT_SEED
+from star_cli.data.shard_files import PIPE, SHARD_SUFFIX, expand
 from star_cli.data.shards import ShardImages
 from star_cli.data.source import CaptionedImages, ShapeScenes
 from star_cli.data.transforms import SUFFIXES
@@ -22,9 +23,10 @@ ICON_SCENES = 2**24
 
 _KINDS = (
     "data is a folder of pictures, tar shards (data/{000..010}.tar), pipe:COMMAND, hf:NAME[:SPLIT], "
-    "a dataset saved to disk, shapes[:COUNT], or icons[:MIX[:OBJECTS]]"
+    "a dataset saved to disk, shapes[:COUNT], or, for training, icons[:MIX[:OBJECTS]]"
 )
-_TAR = (".tar", ".gz", ".tgz", ".bz2", ".xz", ".zst")
+_DIGITS = 12  # of a number that is looked at: Python converts some thousands at most
+_TAR = (SHARD_SUFFIX, ".gz", ".tgz", ".bz2", ".xz", ".zst")
 
 
 def open_source(
@@ -62,17 +64,19 @@ def open_source(
         return HubImages(where, image_column=image_column, caption_column=caption_column)
     if kind == "shards":
         return ShardImages(where, caption_column, spool_folder)
-    if kind == "folder of shards":
-        return ShardImages(str(Path(_escaped(where)) / "*.tar"), caption_column, spool_folder)
     return ImageFolder(where, caption_column)
+
+
+def is_endless(where: str) -> bool:
+    """Are these scenes of which training takes as many as it needs, and which nobody can read to the end?"""
+    return where == ICONS or where.startswith(f"{ICONS}:")
 
 
 def _kind(where: str) -> str:
     """What a place is called, or what stands there; a place that is there wins over what its name could mean."""
-    path = Path(where)
     if where == SHAPES or where.startswith(f"{SHAPES}:"):
         return "shapes"
-    if where == ICONS or where.startswith(f"{ICONS}:"):
+    if is_endless(where):
         return "icons"
     if where.startswith(HUB):
         return "hub"
@@ -80,11 +84,12 @@ def _kind(where: str) -> str:
         return "shards"
     if not where:
         raise DataError("no data given", _KINDS)
-    if path.is_dir():
+    path, is_file = Path(where), os.path.isfile(where)  # noqa: PTH113 - Path.is_file raises for a long name
+    if os.path.isdir(where):  # noqa: PTH112 - likewise
         return _kind_of_folder(path)
-    if path.is_file() and path.suffix.lower() not in _TAR:
+    if is_file and path.suffix.lower() not in _TAR:
         raise _no_data_file(path)
-    if path.is_file() or _looks_like_shards(where):
+    if is_file or _looks_like_shards(where):
         return "shards"
     raise _missing(where)
 
@@ -99,7 +104,7 @@ def _kind_of_folder(path: Path) -> str:
     if not suffixes:
         has_any = any(path.iterdir())
         raise DataError(f"{path}: {'nothing but hidden files' if has_any else 'an empty folder'}", _KINDS)
-    return "folder of shards" if ".tar" in suffixes and not suffixes & SUFFIXES else "folder"
+    return "shards" if SHARD_SUFFIX in suffixes and not suffixes & SUFFIXES else "folder"
 
 
 def _looks_like_shards(where: str) -> bool:
@@ -125,9 +130,12 @@ def _scenes(where: str) -> int:
     text = where.removeprefix(SHAPES).removeprefix(":")
     if not text:
         return DEFAULT_SCENES
-    if not text.isdecimal() or int(text) < 1:
+    digits = text.lstrip("0")
+    if not text.isdecimal() or not digits:
         raise DataError(f"{where}: {text!r} is not a number of scenes", f"for example {SHAPES}:1000")
-    return int(text)
+    if len(digits) > _DIGITS or int(digits) > HELD_OUT_SEED:
+        raise DataError(f"{where}: there are {HELD_OUT_SEED:,} scenes to learn from", f"for example {SHAPES}:1000")
+    return int(digits)
 
 
 def _icons(where: str) -> CaptionedImages:
@@ -135,14 +143,8 @@ def _icons(where: str) -> CaptionedImages:
     from star_cli.data.icons.source import IconScenes
 
     _, mix, objects, *more = [*where.split(":"), "", ""][: max(3, where.count(":") + 1)]
-    if more or not (objects or "0").isdecimal():
+    if more or not (objects or "0").isdecimal() or len(objects) > _DIGITS:
         raise DataError(
             f"{where}: not a set of icon scenes", f"for example {ICONS}, {ICONS}:simple or {ICONS}:full:150"
         )
     return IconScenes.open(ICON_SCENES, mix=mix or "full", objects=int(objects) if objects else DEFAULT_OBJECTS)
-
-
-def _escaped(folder: str) -> str:
-    import glob
-
-    return glob.escape(folder)

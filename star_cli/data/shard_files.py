@@ -21,6 +21,9 @@ from typing import IO
 from star_cli.errors import DataError
 
 PIPE = "pipe:"
+SHARD_SUFFIX = ".tar"
+MOST_NAMES = 1_000_000
+"""That braces may stand for: more are a slip, and would fill the memory before the first file is looked for."""
 _RANGE = re.compile(r"(\d+)\.\.(\d+)")
 _WILDCARDS = re.compile(r"[*?\[]")
 _COMPRESSED = (".gz", ".tgz", ".bz2", ".xz", ".zst")
@@ -39,23 +42,45 @@ class ShardFile:
 def find_shards(where: str) -> list[ShardFile]:
     """The local tar files that a name with `{000..010}`, `{a,b}`, `*`, `?` or `[...]` stands for.
 
+    A file or folder of exactly this name wins over what braces and wildcards mean; a folder stands for its tar files.
     Braces keep the order in which they are written; what a wildcard finds is sorted.
 
     Raises:
-        DataError: a file that is named is not there, wildcards that find nothing, or a compressed file.
+        DataError: a file that is named is not there, wildcards that find nothing, a folder without tar files, a
+            compressed file, or braces that cannot be expanded, see `expand`.
     """
-    paths: list[Path] = []
-    for name in expand(where):
-        if _WILDCARDS.search(name) and not Path(name).exists():
-            found = sorted(glob.glob(name, recursive=True))  # noqa: PTH207 - the pattern may be absolute
-            if not found:
-                raise DataError(f"{name}: no such file", "quote the pattern, so that the shell leaves it alone")
-            paths += map(Path, found)
-        else:
-            paths.append(Path(name))
+    if os.path.isdir(where):  # noqa: PTH112 - Path.is_dir raises for a long name
+        return _in_folder(Path(where))
+    shards = []
+    for name in [where] if os.path.exists(where) else expand(where):  # noqa: PTH110 - likewise
+        for path in _matches(name):
+            _check(path)
+            shards.append(ShardFile(str(path), path))
+    return shards
+
+
+def _in_folder(folder: Path) -> list[ShardFile]:
+    """The tar files of a folder in the order of their names."""
+    try:
+        names = sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith("."))
+    except OSError as error:
+        raise DataError(f"{folder}: {error.strerror or error}") from error
+    paths = [folder / name for name in names if name.lower().endswith(SHARD_SUFFIX)]
+    if not paths:
+        raise DataError(f"{folder}: no tar file in this folder")
     for path in paths:
         _check(path)
     return [ShardFile(str(path), path) for path in paths]
+
+
+def _matches(name: str) -> list[Path]:
+    """The file of this name, or those that its wildcards find."""
+    if not _WILDCARDS.search(name) or os.path.exists(name):  # noqa: PTH110 - as above
+        return [Path(name)]
+    found = sorted(glob.glob(name, recursive=True))  # noqa: PTH207 - the pattern may be absolute
+    if not found:
+        raise DataError(f"{name}: no such file", "quote the pattern, so that the shell leaves it alone")
+    return [Path(path) for path in found]
 
 
 def expand(pattern: str, choices: bool = True) -> list[str]:
@@ -65,13 +90,15 @@ def expand(pattern: str, choices: bool = True) -> list[str]:
         pattern: a name.
         choices: `{a,b}` stands for several, too.
     Raises:
-        DataError: a range that counts down.
+        DataError: a range that counts down, or more names than `MOST_NAMES`.
     """
     start = pattern.find("{")
     while start >= 0:
         body = pattern[start + 1 : _closing(pattern, start)]
         if options := _options(body, choices):
             rests = expand(pattern[start + len(body) + 2 :], choices)
+            if len(options) * len(rests) > MOST_NAMES:
+                raise _too_many(pattern)
             return [pattern[:start] + option + rest for option in options for rest in rests]
         start = pattern.find("{", start + 1)
     return [pattern]
@@ -102,15 +129,23 @@ def _options(body: str, choices: bool) -> list[str]:
 
 
 def _count(first: str, last: str) -> Iterator[str]:
+    if max(len(first), len(last)) > len(str(MOST_NAMES**2)):  # Python converts some thousands of digits at most
+        raise _too_many(f"{{{first}..{last}}}")
     if int(first) > int(last):
         raise DataError(f"{{{first}..{last}}} counts down", f"write {{{last}..{first}}}")
+    if int(last) - int(first) >= MOST_NAMES:
+        raise _too_many(f"{{{first}..{last}}}")
     width = max(len(first), len(last)) if "0" in (first[0], last[0]) and len(first) > 1 else 0
     return (f"{number:0{width}d}" for number in range(int(first), int(last) + 1))
 
 
+def _too_many(pattern: str) -> DataError:
+    return DataError(f"{pattern} stands for more than {MOST_NAMES:,} names", "give the folder of the shards, or fewer")
+
+
 def _check(path: Path) -> None:
-    if not path.is_file():
-        reason = "is not a file" if path.exists() else "no such file"
+    if not os.path.isfile(path):  # noqa: PTH113 - as above
+        reason = "is not a file" if os.path.exists(path) else "no such file"  # noqa: PTH110 - as above
         raise DataError(f"{path}: {reason}", "a range in braces must name files that are all there")
     if path.suffix.lower() in _COMPRESSED:
         raise DataError(

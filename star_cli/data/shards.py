@@ -112,7 +112,10 @@ class ShardImages(StoredImages):
         if member is not None:
             with suppress(BadImageError):
                 captions = self._read(index, shard, *member[1:])
-        return os.fsencode(told.keys[row]), told.picture(row)[1], captions
+        identity = os.fsencode(told.keys[row]), told.picture(row)[1], captions
+        # of a record only one field counts; without a named one it follows from the record
+        is_chosen = member is not None and member[0] == "json" and self.caption_column is not None
+        return (*identity, self.caption_column) if is_chosen else identity
 
     def _add(self, shard: ShardFile) -> None:
         try:

@@ -6,15 +6,16 @@ Letters: L tokens of the schedule.
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from star_cli.data import shapes
+from star_cli.images import write_whole
 from star_cli.models.schedule import ScaleSchedule
 from star_cli.models.vqvae import MultiScaleVQVAE
 
@@ -39,7 +40,8 @@ def scene_tokens(
         resolution: pixels per side.
         first_seed: seed of the first scene.
         count: number of scenes.
-        folder: parts of the cache; those already there are read, not made again. Their names tell tokenizer and sides.
+        folder: parts of the cache; those already there and whole are read, not made again. Their names tell
+            tokenizer and sides.
         on_part: called with scenes done and their total.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -48,15 +50,23 @@ def scene_tokens(
     for start in range(0, count, PART):
         size = min(PART, count - start)
         path = folder / f"{resolution}-{maker}-{first_seed + start}-{size}.safetensors"
-        if not path.exists():
+        tokens = _read(path, (size, schedule.length))
+        if tokens is None:
             tokens = _encode(vqvae, schedule, resolution, range(first_seed + start, first_seed + start + size))
-            temporary = path.with_suffix(f".{os.getpid()}.tmp")
-            save_file({"tokens": tokens}, temporary)
-            temporary.replace(path)
-        parts.append(load_file(path)["tokens"])
+            write_whole(path, save({"tokens": tokens}), overwrite=True)
+        parts.append(tokens)
         if on_part is not None:
             on_part(start + size, count)
     return torch.cat(parts)
+
+
+def _read(path: Path, shape: tuple[int, int]) -> Tensor | None:
+    """Tokens of a part, (scenes, L); None where it is missing or damaged, so that it is made again."""
+    try:
+        tokens = load_file(path)["tokens"]
+    except (FileNotFoundError, KeyError, SafetensorError):
+        return None
+    return tokens if tokens.shape == shape and tokens.dtype == torch.int16 else None
 
 
 def _fingerprint(vqvae: MultiScaleVQVAE, schedule: ScaleSchedule) -> str:

@@ -70,10 +70,11 @@ def read_picture(file: Path | BinaryIO, name: str, shorter: int) -> Picture:
     """
     try:
         with _hushed(), Image.open(file, formats=_formats()) as opened:
-            orientation = _orientation(opened)
-            size = opened.size if orientation not in _SIDEWAYS else opened.size[::-1]
+            size = opened.size
             opened.draft(None, (_FINER * shorter, _FINER * shorter))
             image = _to_rgb(opened)
+            orientation = _orientation(opened)  # not before: loading turns a TIFF, and takes the mark off
+            size = size if orientation not in _SIDEWAYS else size[::-1]
             turn = _UPRIGHT.get(orientation)
             return Picture(image if turn is None else image.transpose(turn), *size)
     except MemoryError:

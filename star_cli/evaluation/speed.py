@@ -14,15 +14,16 @@ from typing import Any
 
 import torch
 
-from star_cli.asked import checked_resolution
+from star_cli.asked import checked_resolution, sampling_of
+from star_cli.checkpoints.folder import ModelFolder
 from star_cli.checkpoints.known import SHIPPED, find_model
 from star_cli.errors import OptionError
 from star_cli.evaluation.speed_cold import measure_cold, summarise
 from star_cli.evaluation.speed_floor import describe_profile, fastest_profile, workload_costs
 from star_cli.evaluation.speed_machine import describe_machine, describe_versions, measure_ceilings, threads_set
 from star_cli.evaluation.speed_report import FORMAT, FORMAT_VERSION
-from star_cli.evaluation.speed_subject import CLASS, PROMPT, Precision, Workload, find_shape, load_subject
-from star_cli.hardware import choose_device, choose_dtype
+from star_cli.evaluation.speed_subject import Precision, Workload, find_shape, load_subject, subjects_of
+from star_cli.hardware import choose_device, choose_dtype, choose_quantize
 
 OnStep = Callable[[str], None]
 """Told what is measured next."""
@@ -78,20 +79,21 @@ def run_bench(bench: Bench, on_step: OnStep = lambda name: None) -> dict[str, An
         Plain data: "subject", "settings", "machine", "versions", "cold" (None where not measured), "batches",
         "ceilings" and "profile". Seconds unless a key says otherwise.
     Raises:
-        OptionError: a model, shape, resolution, device or dtype that is not there.
+        OptionError: a model, shape, resolution, device, dtype or rounding that is not there, or options of the draw
+            that the weights rule out.
         OutputError: a fresh process did not draw.
     """
-    _check(bench)
+    folder = _checked(bench)
     with threads_set(bench.threads):
         cold = None
-        if bench.effort.cold and bench.shape is None:  # a shape has no weights that another process could read
-            cold = measure_cold(_generate(bench), bench.effort.cold, bench.threads, on_step)
+        if bench.effort.cold and folder is not None:  # a shape has no weights that another process could read
+            cold = measure_cold(_generate(bench, folder), bench.effort.cold, bench.threads, on_step)
         on_step("loading")
         start = time.perf_counter()
         subject = load_subject(bench.model, bench.shape, bench.precision)
         loading = time.perf_counter() - start
         pipe = subject.pipeline
-        res = bench.res or pipe.default_resolution
+        res = checked_resolution(bench.res, pipe)
         options = replace(pipe.defaults, **bench.sampling).for_head(pipe.transformer.config.stable_head)
         workload = Workload(subject, res, options)
         batches = []
@@ -126,14 +128,19 @@ def run_bench(bench: Bench, on_step: OnStep = lambda name: None) -> dict[str, An
     }
 
 
-def _check(bench: Bench) -> None:
-    """Before any work: what would otherwise be found out minutes later."""
+def _checked(bench: Bench) -> ModelFolder | None:
+    """Before any work: what would otherwise be found out minutes later. The model's folder; None of a shape."""
     device, _ = choose_device(bench.precision.device)
-    choose_dtype(bench.precision.dtype, device)
+    dtype, _ = choose_dtype(bench.precision.dtype, device)
+    choose_quantize(bench.precision.quantize, device, dtype)
     if bench.shape is None:
-        checked_resolution(bench.res, find_model(bench.model or SHIPPED))
-    elif bench.res not in (None, drawn := find_shape(bench.shape).resolution):
+        folder = find_model(bench.model or SHIPPED)
+        checked_resolution(bench.res, folder)
+        sampling_of(bench.sampling, folder)
+        return folder
+    if bench.res not in (None, drawn := find_shape(bench.shape).resolution):
         raise OptionError(f"shape {bench.shape} draws {drawn} pixels, not {bench.res}", "leave --res out")
+    return None
 
 
 # -- whole passes -----------------------------------------------------------------------------------------------------
@@ -173,17 +180,25 @@ def _peak(device: torch.device) -> dict[str, int | None]:
     return {"peak_memory_bytes": process, "peak_device_bytes": on_device}
 
 
-def _generate(bench: Bench) -> list[str]:
-    model = bench.model or SHIPPED
-    by_class = find_model(model).class_count is not None
-    flags = {"model": model, "res": bench.res, **asdict(bench.precision), **bench.sampling}
-    given = [part for name, value in flags.items() if value is not None for part in (_flag(name), str(value))]
-    what = ["--class", str(CLASS)] if by_class else [PROMPT]
+def _generate(bench: Bench, folder: ModelFolder) -> list[str]:
+    """The same picture as a command. Every option is a flag, for a flag wins over the user's own defaults."""
+    (subject,) = subjects_of(folder.class_count, 1)
+    what = [str(subject)] if folder.class_count is None else ["--class", str(subject)]
+    flags = {
+        "model": bench.model or SHIPPED,
+        "res": checked_resolution(bench.res, folder),
+        **asdict(bench.precision),
+        **sampling_of(bench.sampling, folder).to_dict(),
+    }
+    given = [part for name, value in flags.items() if value is not None for part in _flag(name, value)]
     return ["generate", *what, *given, "--quiet"]
 
 
-def _flag(name: str) -> str:
-    return f"--{name.replace('_', '-')}"
+def _flag(name: str, value: Any) -> list[str]:
+    words = name.replace("_", "-")
+    if isinstance(value, bool):
+        return [f"--{words}" if value else f"--no-{words}"]
+    return [f"--{words}", str(value)]
 
 
 def _measure_ceilings(workload: Workload, bench: Bench) -> dict[str, dict[str, float]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -39,6 +40,8 @@ def workload_costs(workload: Workload, images: int) -> dict[Place, Cost]:
             is_guided=workload.options.guidance > 0,
             item_size=pipe.dtype.itemsize,
             weight_size=1 if pipe.quantize else None,
+            # else pictures are made of the f_hat that the scale loop left
+            is_summed_again=not workload.options.smooth and workload.options.compat != "official",
         )
     )
     text = _text_cost(workload, images)
@@ -52,8 +55,13 @@ def _text_cost(workload: Workload, images: int) -> Cost | None:
         return None
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         pipe.tell(workload.jobs(images))
-    weights = sum(weight.numel() * weight.itemsize for weight in pipe.text_encoder.tower.parameters())
-    return Cost(counter.get_total_flops(), weights, "head")
+    return Cost({"head": counter.get_total_flops()}, _bytes_read(pipe.text_encoder.tower))
+
+
+def _bytes_read(tower: nn.Module) -> int:
+    """Of a text tower's weights. Tables are left out: a prompt looks up a few rows of them."""
+    tables = {id(module.weight) for module in tower.modules() if isinstance(module, nn.Embedding)}
+    return sum(weight.numel() * weight.itemsize for weight in tower.parameters() if id(weight) not in tables)
 
 
 def describe_profile(

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from star_cli import __version__
-from star_cli.models.drawing_cost import Cost
+from star_cli.models.drawing_cost import Cost, Unit
 from star_cli.models.linear import linear
 
 FLAGS = ("avx2", "avx512f", "avx512_bf16", "avx512_fp16", "avx512_vnni", "amx_tile", "amx_bf16", "amx_int8", "neon")
@@ -169,15 +169,18 @@ def floor_seconds(cost: Cost, ceilings: dict[str, dict[str, float]], dtype: str,
     Args:
         cost: of a part.
         ceilings: from `measure_ceilings`.
-        dtype: of blocks and decoder.
-        weights: dtype that the blocks' products run in, where it is another, such as "int8".
+        dtype: of blocks and decoder; at the rates of float32 where the ceilings leave it out.
+        weights: dtype that the blocks' quantised layers run in, such as "int8"; `dtype` when None.
     """
     gemm, convolution = ceilings["gemm"], ceilings["convolution"]
-    rates = {
-        "blocks": gemm.get(weights or dtype, gemm[dtype]),
+    if dtype not in gemm:
+        dtype = "float32"
+    rates: dict[Unit, float] = {
+        "linears": gemm.get(weights or dtype, gemm[dtype]),
+        "blocks": gemm[dtype],
         "head": gemm["float32"],
         # a convolution is a product, too: whichever of the two the machine does faster
         "decoder": max(convolution[dtype], gemm[dtype]),
     }
-    computing = cost.flops / rates[cost.unit] / GIGA if cost.unit in rates else 0.0
+    computing = sum(flops / rates[unit] for unit, flops in cost.work.items()) / GIGA
     return max(computing, cost.bytes / ceilings["copy"]["memory"] / GIGA)

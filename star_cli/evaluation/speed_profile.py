@@ -20,7 +20,7 @@ PARTS = (
 )
 """In the order in which they come; "rest" is what no clock was around."""
 ONCE = ("text", "start", "decode", "file", "rest")
-"""Of no scale, wherever the clock meets them; nor is what happens inside "decode"."""
+"""Of no scale, wherever the clock meets them."""
 
 
 @dataclass(frozen=True)
@@ -45,12 +45,13 @@ class Clocks:
     scale: int = 0
     """The one that is being drawn."""
     _seconds: dict[Place, float] = field(default_factory=dict)
-    _running: list[str] = field(default_factory=list)
+    _running: list[tuple[str, bool]] = field(default_factory=list)
+    """Parts, the innermost last, and whether each was met outside the loop of scales."""
     _last: float = 0.0
 
     def begin(self) -> None:
         """Start the clock of "rest", at the first scale."""
-        self.scale, self._running, self._last = 0, ["rest"], now(self.device)
+        self.scale, self._running, self._last = 0, [("rest", False)], now(self.device)
 
     def end(self) -> Times:
         """Stop it; what the clocks showed since `begin`."""
@@ -64,14 +65,21 @@ class Clocks:
         self._book()
         self.scale = done % self.scales
 
-    def timed(self, part: str, call: Callable[..., Any]) -> Callable[..., Any]:
-        """The same call, on the clock of `part`."""
+    def timed(self, part: str, call: Callable[..., Any], is_once: bool = False) -> Callable[..., Any]:
+        """The same call, on the clock of `part`.
+
+        Args:
+            part: one of `PARTS`.
+            call: to be timed.
+            is_once: it is outside the loop of scales: neither it nor what is timed inside it belongs to one.
+        """
 
         def run(*args: Any, **kwargs: Any) -> Any:
             if not self._running:
                 return call(*args, **kwargs)
             self._book()
-            self._running.append(part)
+            _, is_outer_once = self._running[-1]
+            self._running.append((part, is_once or is_outer_once))
             try:
                 return call(*args, **kwargs)
             finally:
@@ -81,8 +89,8 @@ class Clocks:
         return run
 
     def _book(self) -> None:
-        time, part = now(self.device), self._running[-1]
-        place = (part, None if part in ONCE or "decode" in self._running else self.scale)
+        time, (part, is_once) = now(self.device), self._running[-1]
+        place = (part, None if is_once or part in ONCE else self.scale)
         self._seconds[place] = self._seconds.get(place, 0.0) + time - self._last
         self._last = time
 
@@ -109,7 +117,8 @@ def _watched(pipe: StarPipeline) -> Iterator[tuple[str, Any, str]]:
     yield "quantizer", quantizer, "look_up"
     yield "quantizer", quantizer, "add_scale"
     yield "quantizer", quantizer, "next_input"
-    yield "decode", pipe, "_decode"  # whatever decoder the device gets; f_hat inside it has its own clock
+    yield "quantizer", pipe, "_f_hat"  # the second sum, from the tokens alone
+    yield "decode", pipe, "_decode"  # whatever decoder the device gets
 
 
 @contextmanager
@@ -119,7 +128,8 @@ def clocks_around(pipe: StarPipeline, scales: int) -> Iterator[Clocks]:
     with ExitStack() as stack:
         for part, owner, name in _watched(pipe):
             stack.callback(_put_back, owner, name, name in vars(owner), getattr(owner, name))
-            setattr(owner, name, clocks.timed(part, getattr(owner, name)))
+            # what the pipeline itself does is before or after the loop of scales
+            setattr(owner, name, clocks.timed(part, getattr(owner, name), is_once=owner is pipe))
         yield clocks
 
 

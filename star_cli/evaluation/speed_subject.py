@@ -52,6 +52,13 @@ CLASS = 207
 TextSource = Literal["encoder", "random features", "none"]
 
 
+def subjects_of(class_count: int | None, images: int) -> list[str | int]:
+    """What a model is asked for: as many prompts, no two alike, or a class where it draws classes."""
+    if class_count is not None:
+        return [CLASS % class_count] * images
+    return [f"{PROMPT}, number {number}" for number in range(images)]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Precision:
     """How a model is loaded. A new option of loading is a field here and a flag of the command."""
@@ -71,10 +78,8 @@ class Subject:
     text: TextSource
 
     def subjects(self, images: int) -> list[str | int]:
-        """As many prompts, no two alike, or classes."""
-        if self.text == "none":
-            return [CLASS % self.pipeline.transformer.config.classes] * images
-        return [f"{PROMPT}, number {number}" for number in range(images)]
+        """See `subjects_of`."""
+        return subjects_of(self.pipeline.class_count, images)
 
     def describe(self) -> dict[str, Any]:
         """Plain data."""

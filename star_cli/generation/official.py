@@ -14,7 +14,8 @@ from star_cli.models.vqvae import MultiScaleVQVAE
 
 @contextmanager
 def as_published(seed: int, device: torch.device) -> Iterator[Official]:
-    """Draw inside this. Float16 autocast on CUDA; the global generators are seeded, too, and left as they were.
+    """Draw inside this. Float16 autocast on CUDA; the global generators are seeded, too, and those of the CPU
+    and of this device left as they were.
 
     Args:
         seed: of the tokens' generator and of the global ones.

@@ -20,9 +20,9 @@ from star_cli.models.flops import (
 )
 from star_cli.models.schedule import ScaleSchedule
 
-Unit = Literal["blocks", "head", "decoder", "memory"]
-"""What the operations of a part run on: products in the dtype of the blocks, products in float32, convolutions in the
-dtype of the decoder; or none are counted, and only memory is moved."""
+Unit = Literal["linears", "blocks", "head", "decoder"]
+"""What operations run on: products in the dtype of the blocks' linear layers, which quantising changes (`int8.py`);
+products in the dtype of all else in the blocks; products in float32; convolutions in the dtype of the decoder."""
 Place = tuple[str, int | None]
 """A part, and its scale; None for what is done once a picture."""
 FLOAT32 = 4
@@ -32,14 +32,22 @@ FLOAT32 = 4
 class Cost:
     """Of one part, at one scale or once a picture."""
 
-    flops: int
-    """Two for each multiplication and addition of a matrix product or a convolution; nothing else counts."""
+    work: Mapping[Unit, int]
+    """Operations, by what they run on: two for each multiplication and addition of a matrix product or a convolution;
+    nothing else counts. Empty where only memory is moved."""
     bytes: int
     """Weights, kept keys and values, and what goes in and out of the part, each read or written once."""
-    unit: Unit
+
+    @property
+    def flops(self) -> int:
+        """Operations of every unit."""
+        return sum(self.work.values())
 
     def __add__(self, other: Cost) -> Cost:
-        return Cost(self.flops + other.flops, self.bytes + other.bytes, self.unit)
+        units = [*dict.fromkeys([*self.work, *other.work])]
+        return Cost(
+            {unit: self.work.get(unit, 0) + other.work.get(unit, 0) for unit in units}, self.bytes + other.bytes
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +65,9 @@ class Drawing:
     item_size: int = FLOAT32
     """Bytes of a number in the blocks and in the decoder; 2 in half precision. What decides tokens has 4."""
     weight_size: float | None = None
-    """Bytes of a weight of the blocks, where quantised weights are smaller; as `item_size` when None."""
+    """Bytes of a weight of those linear layers that can be quantised; as `item_size` when None."""
+    is_summed_again: bool = True
+    """f_hat is added up once more before decoding, from the tokens of each image alone."""
 
     @property
     def rows(self) -> int:
@@ -81,10 +91,24 @@ class Drawing:
             unit: what they run on.
         """
         products = list(products)
-        size = FLOAT32 if unit == "head" else self.weight_size or self.item_size
+        sizes: dict[Unit, float] = {"head": FLOAT32, "linears": self.weight_size or self.item_size}
         weights = sum(product.from_width * product.to_width for product in products if product.has_weights)
         flops = sum(product.flops for product in products)
-        return Cost(times * flops, times * (round(weights * size) + moved), unit)
+        return Cost({unit: times * flops}, times * (round(weights * sizes.get(unit, self.item_size)) + moved))
+
+    def layers_cost(self, products: Iterable[Product], moved: int) -> Cost:
+        """Of a layer of every block whose weights can be quantised, and of the attention in it, which never is.
+
+        Args:
+            products: of one block.
+            moved: bytes of activations in and out of each block's layer.
+        """
+        products = list(products)
+        learnt = [product for product in products if product.has_weights]
+        attention = [product for product in products if not product.has_weights]
+        depth = self.transformer.depth
+        cost = self.cost(learnt, moved, depth, "linears")
+        return cost + self.cost(attention, 0, depth) if attention else cost
 
 
 def drawing_costs(drawing: Drawing) -> Mapping[Place, Cost]:
@@ -95,16 +119,16 @@ def drawing_costs(drawing: Drawing) -> Mapping[Place, Cost]:
     costs: dict[Place, Cost] = {("start", None): _start(drawing)}
     for scale in range(len(drawing.schedule)):
         costs |= {(part, scale): cost for part, cost in _scale(drawing, scale)}
-    # f_hat is added up a second time, from the tokens of each image alone
-    costs["quantizer", None] = sum_costs(costs["quantizer", scale] for scale in range(len(drawing.schedule)))
+    if drawing.is_summed_again:
+        costs["quantizer", None] = sum_costs(costs["quantizer", scale] for scale in range(len(drawing.schedule)))
     costs["decode", None] = _decode(drawing)
     pixels = drawing.images * 3 * (drawing.schedule.last_side * drawing.vqvae.factor) ** 2
-    costs["file", None] = Cost(0, pixels, "memory")
+    costs["file", None] = Cost({}, pixels)
     return costs
 
 
 def sum_costs(costs: Iterable[Cost]) -> Cost:
-    """Of parts that run on the same unit; at least one."""
+    """Of several parts, at least one."""
     first, *others = costs
     return sum(others, first)
 
@@ -113,7 +137,7 @@ def _start(drawing: Drawing) -> Cost:
     """From pooled text and states to start map, modulation vector and each block's text keys and values."""
     config = drawing.transformer
     if config.conditioning == "class":
-        return Cost(0, drawing.rows * config.width * FLOAT32, "memory")
+        return Cost({}, drawing.rows * config.width * FLOAT32)
     ways_in = config.text_start + config.is_text_modulated
     pooled = drawing.cost(
         [Product(drawing.rows, config.text_width, config.width)] * ways_in,
@@ -128,7 +152,7 @@ def _start(drawing: Drawing) -> Cost:
 
 def _scale(drawing: Drawing, scale: int) -> Iterator[tuple[str, Cost]]:
     config, schedule = drawing.transformer, drawing.schedule
-    width, size, depth = config.width, drawing.item_size, config.depth
+    width, size = config.width, drawing.item_size
     here, held = schedule.sizes[scale], schedule.offsets[scale + 1]
     tokens = drawing.rows * here
     through = 2 * tokens * width * size  # normed in, what is added to the residual stream out
@@ -138,13 +162,13 @@ def _scale(drawing: Drawing, scale: int) -> Iterator[tuple[str, Cost]]:
 
     kept = 2 * width * size * drawing.rows * (held + here)  # keys and values of all scales read, of this one written
     attention = self_attention_products(config, tokens, tokens * held)
-    yield "self_attention", drawing.cost(attention, through + kept, depth)
+    yield "self_attention", drawing.layers_cost(attention, through + kept)
     if config.cross_attention:
         looking = drawing.heard * here
         text = 2 * width * size * drawing.heard * drawing.text_tokens
         looks = cross_attention_products(config, looking, looking * drawing.text_tokens)
-        yield "cross_attention", drawing.cost(looks, 2 * looking * width * size + text, depth)
-    yield "feed_forward", drawing.cost(feed_forward_products(config, tokens), through, depth)
+        yield "cross_attention", drawing.layers_cost(looks, 2 * looking * width * size + text)
+    yield "feed_forward", drawing.layers_cost(feed_forward_products(config, tokens), through)
     yield "block_rest", _block_rest(drawing, here)
 
     logits = tokens * config.codebook_size * FLOAT32
@@ -152,7 +176,7 @@ def _scale(drawing: Drawing, scale: int) -> Iterator[tuple[str, Cost]]:
     if config.is_head_modulated:
         head.append(Product(drawing.rows, width, 2 * width))
     yield "head", drawing.cost(head, tokens * width * FLOAT32 + logits, unit="head")
-    yield "sampling", Cost(0, logits, "memory")
+    yield "sampling", Cost({}, logits)
     yield "quantizer", _add_scale(drawing)
 
 
@@ -185,7 +209,7 @@ def _decode(drawing: Drawing) -> Cost:
     inside = sum(product.rows * product.to_width for product in products if product.has_weights) * drawing.item_size
     weights = sum(product.from_width * product.to_width for product in products if product.has_weights)
     flops = sum(product.flops for product in products)
-    return Cost(flops, latent + pixels + inside + weights * drawing.item_size, "decoder")
+    return Cost({"decoder": flops}, latent + pixels + inside + weights * drawing.item_size)
 
 
 def _decoder_products(config: VQVAEConfig, images: int, side: int) -> Iterator[Product]:

@@ -101,7 +101,10 @@ class MultiScaleQuantizer(nn.Module):
 
     def next_input(self, f_hat: Tensor, side: int) -> Tensor:
         """f_hat seen at the side of the next scale, averaged by area: (B, C, h, w) -> (B, side * side, C)."""
-        return F.interpolate(f_hat, size=(side, side), mode="area").flatten(2).transpose(1, 2)
+        # torch averages whole cells alone on Apple's GPU (pytorch issue 96056)
+        is_uneven = f_hat.device.type == "mps" and f_hat.shape[-1] % side > 0
+        seen = F.interpolate(f_hat.cpu() if is_uneven else f_hat, size=(side, side), mode="area")
+        return seen.to(f_hat.device).flatten(2).transpose(1, 2)
 
     def encode_scales(
         self, latent: Tensor, schedule: ScaleSchedule, added: Callable[[int, Tensor, Tensor], Tensor] | None = None

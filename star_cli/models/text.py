@@ -20,6 +20,7 @@ from torch import Tensor
 from star_cli.errors import TextEncoderError
 from star_cli.models.condition import TextCondition
 from star_cli.models.config import TextEncoderConfig
+from star_cli.paths import expand_home
 
 LONGEST_WORD = 1000
 """Characters of one unbroken word that are read; byte-pair encoding needs quadratic time beyond."""
@@ -145,7 +146,7 @@ def find_source(config: TextEncoderConfig, folder: Path | None) -> Path | None:
     Raises:
         TextEncoderError: the source is a path, and there is no such folder.
     """
-    path = Path(config.source).expanduser()
+    path = expand_home(config.source)
     local = path if path.is_absolute() or folder is None else Path(folder) / path
     if local.is_dir():
         return local

@@ -11,8 +11,9 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from star_cli.data.encoding import exact_float32, latent_of, tokenize
+from star_cli.data.encoding import latent_of, tokenize
 from star_cli.models.condition import TextCondition
+from star_cli.models.float32 import exact_float32
 from star_cli.models.schedule import ScaleSchedule
 from star_cli.models.text import TextEncoder
 from star_cli.models.vqvae import MultiScaleVQVAE

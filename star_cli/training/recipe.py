@@ -33,6 +33,10 @@ class DataConfig(Config):
 
     source: str = "shapes"
     """Built-in scenes ("shapes"), a folder, tar shards or a dataset of the hub; see `star data check`."""
+    image_column: str = ""
+    """Column of pictures, where the source is a dataset; "": found by its type."""
+    caption_column: str = ""
+    """Column or JSON field of captions; "": found by its name."""
     crop: Literal["centre", "random"] = "random"
     """Where a square is cut from a longer picture. Generated scenes are square."""
     cache: str = ""

@@ -133,7 +133,14 @@ class RecipeSources:
 
     @cached_property
     def _pictures(self) -> CaptionedImages | None:
-        return self._open(self.recipe.data.source)
+        data = self.recipe.data
+        return self._open(data.source, data.image_column or None, data.caption_column or None)
 
-    def _open(self, source: str) -> CaptionedImages | None:
-        return None if source == SHAPES else open_source(source, spool_folder=self.run / "shards")
+    def _open(
+        self, source: str, image_column: str | None = None, caption_column: str | None = None
+    ) -> CaptionedImages | None:
+        if source == SHAPES and image_column is caption_column is None:
+            return None
+        return open_source(
+            source, image_column=image_column, caption_column=caption_column, spool_folder=self.run / "shards"
+        )

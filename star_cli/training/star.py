@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from star_cli.data.encoding import exact_float32
 from star_cli.data.reader import read_rows
 from star_cli.data.source import CaptionedImages
 from star_cli.errors import OptionError
@@ -23,6 +22,7 @@ from star_cli.generation.options import SamplingOptions
 from star_cli.generation.randomness import PerImage
 from star_cli.models.condition import TextCondition
 from star_cli.models.config import Config, TransformerConfig
+from star_cli.models.float32 import exact_float32
 from star_cli.models.flops import training_flops
 from star_cli.models.schedule import ScaleSchedule
 from star_cli.models.text import TextEncoder

@@ -402,6 +402,51 @@ def test_folder_of_other_things_is_not_replaced(tiny_model_folder: Path, tmp_pat
     assert (tmp_path / "thesis" / "chapter.txt").exists()
 
 
+def test_folder_of_another_program_is_not_replaced(tiny_model_folder: Path, tmp_path: Path) -> None:
+    own = tmp_path / "clip"
+    own.mkdir()
+    (own / "config.json").write_text('{"architectures": ["CLIPTextModel"]}')
+    (own / "model.bin").write_text("weights")
+    with pytest.raises(ModelFolderError, match="exists and is no model folder"):
+        rewrite(read_model_folder(tiny_model_folder), own)
+    assert (own / "model.bin").exists()
+
+
+def test_what_a_link_leads_to_is_replaced(tiny_model_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "disk")
+    rewrite(read_model_folder(tiny_model_folder), tmp_path / "link")
+    assert (tmp_path / "link").is_symlink()
+    assert read_model_folder(tmp_path / "disk").files
+
+
+def test_an_interrupted_exchange_leaves_the_older_folder(
+    tiny_model_folder: Path, own_model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = read_model_folder(own_model_folder).hash
+    rename = Path.rename
+
+    def interrupted(path: Path, target: Path) -> Path:
+        if path.name == "new":
+            raise KeyboardInterrupt
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        rewrite(read_model_folder(tiny_model_folder), own_model_folder)
+    assert read_model_folder(own_model_folder).hash == before
+
+
+@pytest.mark.parametrize("change", [{"size_bytes": "12"}, {"sha256": None}, {"size_bytes": -1}])
+def test_a_record_that_is_none_is_refused(own_model_folder: Path, change: dict[str, Any]) -> None:
+    config = own_model_folder / "config.json"
+    values = json.loads(config.read_text())
+    values["files"]["vqvae.safetensors"] |= change
+    config.write_text(json.dumps(values))
+    with pytest.raises(ModelFolderError, match=r"vqvae.safetensors: sha256 must be text and size_bytes a number"):
+        read_model_folder(own_model_folder)
+
+
 def test_parts_that_do_not_fit_are_not_written(tiny_model_folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ModelFolderError, match="ends at 8 pixels"):
         rewrite(read_model_folder(tiny_model_folder), tmp_path / "odd", schedules={32: ScaleSchedule((1,))})

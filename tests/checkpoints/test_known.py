@@ -64,9 +64,11 @@ def test_list_has_shipped_then_cached_models(shipped: Path) -> None:
 
 def test_damaged_model_is_told_and_left_out_of_the_list(shipped: Path) -> None:
     (put_into_cache(shipped, "bad") / "vqvae.safetensors").unlink()
-    told: list[ModelFolderError] = []
-    assert [model.path for model in list_models(told.append)] == [shipped]
-    assert "vqvae.safetensors: missing" in str(told[0])
+    told: dict[Path, ModelFolderError] = {}
+    assert [model.path for model in list_models(told.__setitem__)] == [shipped]
+    ((path, error),) = told.items()
+    assert path.name == "bad"
+    assert "vqvae.safetensors: missing" in str(error)
     with pytest.raises(ModelFolderError):
         list_models()
 
@@ -76,6 +78,13 @@ def test_unknown_name_is_said_with_the_known_ones(shipped: Path, name: str) -> N
     with pytest.raises(ModelNotFoundError, match=f"no model is called '{name}', .* known: small") as caught:
         find_model(name)
     assert caught.value.hint
+
+
+def test_home_of_nobody_is_a_folder_that_is_not_there(shipped: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ModelNotFoundError, match="no model is called '~nobody-at-all'"):
+        find_model("~nobody-at-all")
+    monkeypatch.setenv("STAR_CACHE", "~nobody-at-all/x")
+    assert [model.path for model in list_models()] == [shipped]
 
 
 def test_file_is_no_model(shipped: Path) -> None:

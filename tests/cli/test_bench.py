@@ -3,12 +3,34 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from star_cli.asked import SAMPLING
+from star_cli.evaluation import speed
+from star_cli.evaluation.speed_cold import summarise
+from star_cli.evaluation.speed_subject import Precision, Workload, load_subject
+from star_cli.generation.options import SamplingOptions
+from star_cli.images import read_recipe
 from tests.cli.command import Star, Start
 from tests.cli.test_bad_input import assert_refused
+from tests.conftest import TINY_TRANSFORMER, write_tiny_folder
+
+FEW_CLASSES = replace(
+    TINY_TRANSFORMER, conditioning="class", classes=5, cross_attention=False, modulation="class", levels=4
+)
+USUAL = {
+    "STAR_GUIDANCE": "0.5",
+    "STAR_TOP_K": "3",
+    "STAR_TOP_P": "0.5",
+    "STAR_TEMPERATURE": "2",
+    "STAR_SPEED": "fast",
+    "STAR_RES": "64",
+    "STAR_FORMAT": "jpeg",
+}
+"""What a user may have set."""
 
 
 def test_process_measures_cold_and_warm_and_gives_one_object(start: Start, tiny_model_folder: Path) -> None:
@@ -56,6 +78,9 @@ def test_lines_name_their_table_and_an_earlier_measurement_is_set_beside(
         (["--batch-sizes", "1,none"], "--batch-sizes must be whole numbers of at least 1", "1,2,4"),
         (["--batch-sizes", "0"], "--batch-sizes must be whole numbers of at least 1", "1,2,4"),
         (["--repeat", "0"], "--repeat must be a whole number of at least 1, not 0", None),
+        (["--res", "0"], "--res must be a whole number of at least 1, not 0", None),
+        (["--shape", "star-256-d16", "--res", "-1"], "--res must be a whole number of at least 1, not -1", None),
+        (["--cold", "--quantize", "int8", "--dtype", "float16"], "int8 goes with float32 and bfloat16", "leave out"),
         (["--threads", "-1"], "--threads must be a whole number of at least 1, not -1", None),
         (["--compare", "none.json"], "none.json: No such file or directory", "star bench --json > none.json"),
         (["--compare", "other.json"], "other.json is no measurement of `star bench`", "star bench --json"),
@@ -74,3 +99,41 @@ def test_bad_input_is_refused_before_any_work(
 
 def test_resolution_that_the_model_does_not_draw_is_refused(star: Star, tiny_model_folder: Path) -> None:
     assert_refused(star("bench", "--quick", "--model", tiny_model_folder, "--res", "300"), "not 300", "use --res 64")
+
+
+@pytest.mark.parametrize("kind", ["words", "classes", "stable"])
+def test_cold_draws_what_warm_draws_whatever_the_users_defaults(
+    star: Star,
+    folder: Path,
+    tiny_model_folder: Path,
+    tiny_stable_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    kind: str,
+) -> None:
+    models = {"words": tiny_model_folder, "stable": tiny_stable_folder}
+    model = models.get(kind) or write_tiny_folder(tmp_path / "few", FEW_CLASSES, None, None)
+    commands: list[list[str]] = []
+
+    def record(arguments: list[str], *_: object) -> dict[str, object]:
+        commands.append(arguments)
+        return summarise([1.0])
+
+    monkeypatch.setattr(speed, "measure_cold", record)
+    smooth = {"STAR_SMOOTH": "1"} if kind != "stable" else {}  # weights with that head refuse to smooth
+    for name, value in (USUAL | smooth).items():
+        monkeypatch.setenv(name, value)
+    result = star("bench", "--quick", "--cold", "--json", "--model", model)
+    assert (result.exit_code, result.stderr) == (0, "")
+    settings = json.loads(result.stdout)["settings"]
+    assert [settings[name] for name in ("res", "speed", "guidance", "smooth")] == [64, "fast", 2.0, 0]
+    (command,) = commands
+    drawn = star(*command, "--out", "cold.png")
+    assert (drawn.exit_code, drawn.stderr) == (0, "")
+    recipe = read_recipe(folder / "cold.png")
+    assert {name: recipe[name] for name in settings if name in recipe} == {
+        name: value for name, value in settings.items() if name in recipe
+    }
+    assert set(SAMPLING) <= set(recipe) & set(settings)
+    warm = Workload(load_subject(str(model), None, Precision(device="cpu")), 64, SamplingOptions()).jobs(1)
+    assert [recipe.get("prompt", recipe.get("class"))] == [job.subject for job in warm]

@@ -115,6 +115,20 @@ def test_generated_scenes_are_checked_too(star: Star) -> None:
     assert "width" not in result.stdout
 
 
+@pytest.mark.parametrize("where", ["icons", "icons:simple", "icons:full:150"])
+def test_scenes_without_end_are_refused_before_any_icon_is_fetched(star: Star, where: str) -> None:
+    result = star("data", "check", where)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr.startswith(f"error: {where}: scenes of icons are composed without end")
+    assert "`star data scenes`" in result.stderr
+
+
+def test_more_shapes_than_there_are_is_no_internal_error(star: Star) -> None:
+    result = star("data", "check", "shapes:99999999999999999999")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "there are 1,000,000,000 scenes to learn from" in result.stderr
+
+
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs Linux's /proc")
 def test_ctrl_c_ends_a_command_and_all_it_started(start: Start, folder: Path) -> None:
     process = start("data", "check", "pipe:sleep 1000 & echo $! > begun.new; mv begun.new begun; wait")

@@ -59,6 +59,9 @@ def test_a_sheet_alone(run: Callable[..., Result], tmp_path: Path) -> None:
         (("--sheet", "x.png", "--res", "8"), "--res from 16"),
         (("--sheet", "x.png", "--seed", HELD_OUT_SEED), "seeds go up to"),
         (("--sheet", "x.png", "--objects", "-2"), "-2 objects"),
+        (("--sheet", "x.png", "--objects", "2"), "shows 3 kinds of things at once, and there are 2"),
+        (("--sheet", "x.png", "--objects", "1", "--mix", "composed"), "shows 2 kinds of things at once"),
+        (("--sheet", "x.png", "--objects", "1", "--mix", "simple", "--held-out"), "no scene of these 1 things"),
     ],
 )
 def test_bad_options_are_said(run: Callable[..., Result], arguments: tuple[str, ...], said: str) -> None:
@@ -75,6 +78,35 @@ def test_nothing_is_overwritten(run: Callable[..., Result], tmp_path: Path) -> N
     (tmp_path / "sheet.png").write_text("mine")
     assert isinstance(run("--sheet", tmp_path / "sheet.png", "--count", 1).exception, OutputPathError)
     assert (tmp_path / "sheet.png").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--out", "taken"), "taken holds files already"),
+        (("--out", "taken/mine.txt"), "mine.txt is not a folder"),
+        (("--out", "taken/mine.txt/below"), "mine.txt is not a folder"),
+        (("--sheet", "s.jpg"), "s.jpg: a sheet is a PNG file"),
+        (("--sheet", "sheet"), "sheet: a sheet is a PNG file"),
+        (("--sheet", "gone/s.png"), "there is no folder gone"),
+        (("--sheet", "taken/s.png"), "s.png exists"),
+    ],
+)
+def test_where_to_write_is_asked_before_the_icons_are_opened(
+    arguments: tuple[str, str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "taken").mkdir()
+    for name in ("mine.txt", "s.png"):
+        (tmp_path / "taken" / name).write_text("mine")
+    app = typer.Typer()
+    app.command()(scenes)
+    done = CliRunner().invoke(app, ["--icons", "gone", *arguments])
+    assert isinstance(done.exception, OutputPathError)
+    assert said in str(done.exception)
+    assert "--force" not in str(done.exception.hint)
+    assert [path.name for path in tmp_path.iterdir()] == ["taken"]
+    assert {path.read_text() for path in (tmp_path / "taken").iterdir()} == {"mine"}
 
 
 def test_missing_icons_are_named(run: Callable[..., Result], tmp_path: Path) -> None:

@@ -69,6 +69,14 @@ def test_a_model_that_draws_classes_has_no_features(tiny_class_folder: Path, tmp
     assert "has no text encoder\nhint: use --no-features" in result.stderr
 
 
+def test_scenes_without_end_are_refused(tiny_model_folder: Path, tmp_path: Path) -> None:
+    result = run("icons:simple:10", "--model", tiny_model_folder, "--out", tmp_path / "cache")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr.startswith("error: icons:simple:10: scenes of icons are composed without end")
+    assert "`star data scenes`" in result.stderr
+    assert not (tmp_path / "cache").exists()
+
+
 def test_another_models_cache_is_refused(tiny_model_folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "cache"
     assert run("shapes:2", "--model", tiny_model_folder, "--out", out, "--device", "cpu").exit_code == 0

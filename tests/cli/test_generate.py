@@ -183,6 +183,9 @@ def test_another_model_of_the_same_name_is_warned_of(star: Star, first: Path, ow
     (own_model_folder / "config.json").write_text(json.dumps(config))
     result = star("generate", "--from-image", first, "--model", own_model_folder, "--out", "new.png")
     assert result.stderr.startswith("warning: the picture was drawn with another tiny (")
+    (own_model_folder / "config.json").write_text(json.dumps(config | {"name": "large"}))
+    result = star("generate", "--from-image", first, "--model", own_model_folder, "--out", "other.png")
+    assert result.stderr.startswith("warning: the picture was drawn with tiny, not with large: ")
 
 
 def test_recipe_of_a_model_that_is_not_here_says_so(star: Star, first: Path) -> None:

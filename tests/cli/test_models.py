@@ -57,7 +57,7 @@ def test_damaged_model_is_left_out_and_said(star: Star, roots: dict[str, Path]) 
     result = star("models")
     assert result.exit_code == 0
     assert len(result.stdout.splitlines()) == 1
-    assert result.stderr.startswith("warning: left out: config.json: not valid JSON")
+    assert result.stderr.startswith(f"warning: left out: {roots['cached']}: config.json: not valid JSON")
 
 
 def test_model_is_found_by_the_name_listed(star: Star, roots: dict[str, Path]) -> None:

@@ -18,8 +18,9 @@ from star_cli.data.cache import TokenCache, open_cache
 from star_cli.data.cache_build import build_cache
 from star_cli.data.cache_manifest import MANIFEST, TOLD
 from star_cli.data.cache_plan import CacheOptions
-from star_cli.data.encoding import exact_float32, hash_text_encoder, hash_vqvae, tokenize
+from star_cli.data.encoding import hash_text_encoder, hash_vqvae, tokenize
 from star_cli.errors import DataError, OptionError, OutputError
+from star_cli.models.float32 import exact_float32
 from star_cli.models.schedule import ScaleSchedule
 from star_cli.pipeline import StarPipeline
 from tests.data.pictures import Pictures, Vanished
@@ -344,6 +345,18 @@ def test_a_damaged_manifest_is_said(own: Path, text: str) -> None:
     (own / MANIFEST).write_text(text)
     with pytest.raises(DataError, match="damaged, or of another version"):
         open_cache(own)
+
+
+def test_a_manifest_that_was_deleted_is_made_again_of_what_its_files_say(
+    own: Path, tiny_pipeline: StarPipeline, made: TokenCache
+) -> None:
+    before, written = contents(own), written_at(own)
+    (own / MANIFEST).unlink()
+    again = build(tiny_pipeline, own)
+    assert contents(own) == before
+    del written[MANIFEST]
+    assert {name: at for name, at in written_at(own).items() if name != MANIFEST} == written  # nothing was encoded
+    assert len(again) == len(made)
 
 
 def test_pictures_that_cannot_be_read_at_all_are_an_error(tiny_pipeline: StarPipeline, tmp_path: Path) -> None:

@@ -135,6 +135,8 @@ def test_a_picture_that_metadata_names_and_that_is_gone_is_a_bad_one(tmp_path: P
         ('{"file_name": "a.png", "text": ["x", 7]}', "text must be a string or a list of strings"),
         ('{"file_name": "../a.png"}', "leads out of the folder"),
         ('{"file_name": "/a.png"}', "leads out of the folder"),
+        ('{"file_name": "a\\u0000.jpg"}', r"no file can be called 'a\\x00\.jpg'"),
+        ('{"file_name": "\\ud800.jpg"}', r"no file can be called '\\ud800\.jpg'"),
         ("[" * 100_000, "not JSON"),
     ],
 )

@@ -80,7 +80,7 @@ def test_captions_may_be_lists_and_columns_may_be_named(tmp_path: Path) -> None:
     where = save(tmp_path / "saved", columns, **features)
     with pytest.raises(DataError, match=r"several columns of pictures \(photo, other\)") as raised:
         HubImages(where)
-    assert raised.value.hint == "name one with --image-column"
+    assert raised.value.hint == "name one: --image-column, or data.image_column in a recipe"
     source = HubImages(where, image_column="photo")
     assert [source.captions(index) for index in range(2)] == [("one",), ("two", "three")]
     named = HubImages(where, image_column="photo", caption_column="long")
@@ -135,6 +135,13 @@ def test_fingerprint_follows_captions_but_not_the_place(saved: str, tmp_path: Pa
     other = save(tmp_path / "c", columns | {"text": ["another"] * COUNT}, image=datasets.Image())
     assert HubImages(saved).fingerprint == HubImages(same).fingerprint
     assert HubImages(saved).fingerprint != HubImages(other).fingerprint
+
+
+def test_sets_without_captions_are_told_apart_by_their_pictures(tmp_path: Path) -> None:
+    columns = {name: pictures() for name in ("first", "same")} | {"other": pictures(COUNT + 1)[1:]}
+    sets = [save(tmp_path / name, {"image": column}, image=datasets.Image()) for name, column in columns.items()]
+    first, same, other = (HubImages(where).fingerprint for where in sets)
+    assert first == same != other
 
 
 def test_datasets_without_pictures_are_refused(tmp_path: Path) -> None:

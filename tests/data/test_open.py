@@ -55,6 +55,34 @@ def test_folder_names_with_wildcards_in_them_are_taken_as_they_are(tmp_path: Pat
     assert len(open_source(tmp_path / "data [1]")) == 2
 
 
+def test_a_place_that_is_there_wins_over_what_its_braces_could_mean(tmp_path: Path) -> None:
+    make_tar(tmp_path / "b{1,2}/s.tar", samples(0, 2))
+    make_tar(tmp_path / "c{1,2}.tar", samples(0, 3))
+    make_folder(tmp_path / "d{1,2}", 1)
+    assert [len(open_source(tmp_path / name)) for name in ("b{1,2}", "c{1,2}.tar", "d{1,2}")] == [2, 3, 1]
+
+
+def test_a_list_of_names_may_be_longer_than_a_path_can_be(tmp_path: Path) -> None:
+    numbers = [str(number) for number in range(100)]
+    for number in numbers:
+        make_tar(tmp_path / f"shard-number-{number}.tar", samples(0, 1))
+    where = f"{tmp_path}/{{{','.join(f'shard-number-{number}' for number in numbers)}}}.tar"
+    assert len(where) > 1000
+    assert len(open_source(where)) == 100
+
+
+def test_suffixes_of_shards_may_be_in_capitals(tmp_path: Path) -> None:
+    make_tar(tmp_path / "up/001.TAR", samples(0, 2))
+    make_tar(tmp_path / "up/000.tar", samples(2, 1))
+    put(tmp_path / "up/.hidden.tar", b"x")
+    put(tmp_path / "up/sizes.json", b"{}")
+    source = open_source(tmp_path / "up")
+    assert [source.name(index) for index in (0, 1)] == [
+        str(tmp_path / "up/000.tar/02"),
+        str(tmp_path / "up/001.TAR/00"),
+    ]
+
+
 def test_the_same_pictures_come_from_a_folder_and_from_shards(tmp_path: Path) -> None:
     folder = open_source(make_folder(tmp_path / "folder", 3))
     tars = open_source(make_tar(tmp_path / "s.tar", samples(0, 3)))
@@ -78,6 +106,12 @@ def test_the_same_pictures_come_from_a_folder_and_from_shards(tmp_path: Path) ->
         ("https://example.org/a.tar", "no address is read directly", "'pipe:curl -sfL https://example.org/a.tar'"),
         ("lmdb:data", "no kind of data lmdb:", "folder of pictures"),
         ("shapes:many", "'many' is not a number of scenes", "shapes:1000"),
+        ("shapes:1000000001", "there are 1,000,000,000 scenes", "shapes:1000"),
+        pytest.param("shapes:" + "9" * 5000, "there are 1,000,000,000 scenes", "shapes:1000", id="shapes:9..."),
+        pytest.param("icons:full:" + "9" * 5000, "not a set of icon scenes", "icons:full:150", id="icons:full:9..."),
+        ("gone-{0..30000000}.tar", "more than 1,000,000 names", "folder of the shards"),
+        pytest.param("x" * 5000, "no such file or folder", "folder of pictures", id="long"),
+        ("a\0b", "no such file or folder", "folder of pictures"),
         ("shapes:0", "'0' is not a number of scenes", "shapes:1000"),
         ("hf:", "hf:: without a name", "hf:"),
         ("pipe:", "pipe: without a command", "pipe:curl"),

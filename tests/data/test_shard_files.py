@@ -48,6 +48,24 @@ def test_a_range_that_counts_down_is_refused() -> None:
     assert raised.value.hint == "write {1..3}"
 
 
+@pytest.mark.parametrize(
+    "pattern", ["x{0..30000000}", "{0..999}{0..9999}", "{a,b}" * 40, "{0..999999}{a,b}", "{1.." + "9" * 5000 + "}"]
+)
+def test_more_names_than_anyone_has_are_refused_at_once(pattern: str) -> None:
+    with pytest.raises(DataError, match="stands for more than 1,000,000 names") as raised:
+        expand(pattern)
+    assert "folder" in str(raised.value.hint)
+
+
+def test_a_folder_is_its_tar_files(tmp_path: Path) -> None:
+    for name in ("b.tar", "a.TAR", ".c.tar", "d.txt"):
+        put(tmp_path / "x{1,2}" / name, b"x")
+    assert [shard.path.name for shard in find_shards(str(tmp_path / "x{1,2}"))] == ["a.TAR", "b.tar"]
+    put(tmp_path / "none/a.txt", b"x")
+    with pytest.raises(DataError, match="no tar file in this folder"):
+        find_shards(str(tmp_path / "none"))
+
+
 def test_wildcards_find_files_in_order(tmp_path: Path) -> None:
     for name in ("b/2.tar", "a/1.tar", "a/0.tar", "a/x.txt"):
         put(tmp_path / name, b"x")

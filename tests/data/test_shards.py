@@ -273,6 +273,13 @@ def test_fingerprint_follows_names_sizes_and_captions_but_not_the_place(tmp_path
         assert source.fingerprint != here
 
 
+def test_fingerprint_follows_the_field_that_captions_come_from(tmp_path: Path) -> None:
+    member = ("00.json", b'{"long": "a long one", "short": "one", "text": "a text"}')
+    path = str(make_tar(tmp_path / "s.tar", [("00.png", PNG), member]))
+    fields = (None, "long", "short")
+    assert len({ShardImages(path, caption_column=field).fingerprint for field in fields}) == 3
+
+
 def test_indexing_tells_how_far_it_is(three_shards: str) -> None:
     told: list[tuple[int, int]] = []
     ShardImages(three_shards, on_shard=lambda done, total: told.append((done, total)))

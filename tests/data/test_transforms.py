@@ -86,8 +86,9 @@ def test_reduction_is_antialiased() -> None:
 # -- kinds of files ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])  # Pillow turns a TIFF by itself
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_exif_orientation_is_undone(orientation: int) -> None:
+def test_exif_orientation_is_undone(orientation: int, kind: str) -> None:
     """Against the rows and columns that Exif 2.3 names for each value."""
     stored = np.arange(6, dtype=np.uint8).reshape(2, 3) * 40
     upright = {
@@ -102,7 +103,7 @@ def test_exif_orientation_is_undone(orientation: int) -> None:
     }[orientation]
     exif = Image.Exif()
     exif[0x0112] = orientation
-    picture = read_picture(io.BytesIO(encoded(Image.fromarray(stored), exif=exif)), "x", 64)
+    picture = read_picture(io.BytesIO(encoded(Image.fromarray(stored), kind, exif=exif)), "x", 64)
     assert np.array_equal(np.asarray(picture.image)[..., 0], upright)
     assert (picture.width, picture.height) == picture.image.size
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,9 @@ import torch
 from benchmarks import performance
 from benchmarks.performance import render, scaled_authors_seconds
 from star_cli.errors import ModelNotFoundError, OptionError
-from star_cli.evaluation import speed_subject
+from star_cli.evaluation import speed, speed_subject
 from star_cli.evaluation.speed import Bench, Effort, run_bench
+from star_cli.evaluation.speed_floor import fastest_profile, workload_costs
 from star_cli.evaluation.speed_machine import floor_seconds, threads_set
 from star_cli.evaluation.speed_profile import PARTS, Clocks, clocks_around
 from star_cli.evaluation.speed_report import compare, tables
@@ -91,12 +93,59 @@ def test_the_machine_gave_every_rate(report: dict[str, Any]) -> None:
 
 
 def test_floor_is_the_slower_of_computing_and_moving() -> None:
-    moving = Cost(0, 10**9, "memory")
+    moving = Cost({}, 10**9)
     assert floor_seconds(moving, CEILINGS, "bfloat16") == 2.0
-    assert floor_seconds(Cost(12 * 10**9, 10**9, "blocks"), CEILINGS, "bfloat16") == 3.0
-    assert floor_seconds(Cost(12 * 10**9, 10**9, "head"), CEILINGS, "bfloat16") == 6.0
-    assert floor_seconds(Cost(12 * 10**9, 10**9, "decoder"), CEILINGS, "bfloat16") == 3.0
-    assert floor_seconds(Cost(12, 10**9, "blocks"), CEILINGS, "bfloat16") == 2.0
+    assert floor_seconds(Cost({"blocks": 12 * 10**9}, 10**9), CEILINGS, "bfloat16") == 3.0
+    assert floor_seconds(Cost({"head": 12 * 10**9}, 10**9), CEILINGS, "bfloat16") == 6.0
+    assert floor_seconds(Cost({"decoder": 12 * 10**9}, 10**9), CEILINGS, "bfloat16") == 3.0
+    assert floor_seconds(Cost({"blocks": 12}, 10**9), CEILINGS, "bfloat16") == 2.0
+
+
+def test_int8_hastens_the_layers_that_are_rounded_alone() -> None:
+    ceilings = {**CEILINGS, "gemm": {**CEILINGS["gemm"], "int8": 8.0}}
+    cost = Cost({"linears": 16 * 10**9, "blocks": 4 * 10**9}, 0)
+    assert floor_seconds(cost, ceilings, "bfloat16") == 5.0
+    assert floor_seconds(cost, ceilings, "bfloat16", "int8") == 3.0
+    assert floor_seconds(cost, CEILINGS, "bfloat16", "int8") == 5.0  # no such product was measured
+
+
+def test_float16_has_the_floor_of_float32_where_it_was_not_measured() -> None:
+    ceilings = {**CEILINGS, "convolution": {"float32": 3.0}}
+    for cost in (Cost({"blocks": 10**9}, 0), Cost({"decoder": 10**9}, 0)):
+        assert floor_seconds(cost, ceilings, "float16") == floor_seconds(cost, ceilings, "float32")
+
+
+@pytest.mark.parametrize("images", [1, 2])
+@pytest.mark.parametrize("smooth", [0, 2])
+def test_what_is_timed_is_what_is_counted(tiny_pipeline: StarPipeline, smooth: int, images: int) -> None:
+    options = replace(tiny_pipeline.defaults, smooth=smooth)
+    workload = Workload(Subject(tiny_pipeline, False, "encoder"), 32, options)
+    times, costs = fastest_profile(workload, images, 1), workload_costs(workload, images)
+    assert set(times.seconds) - {("rest", None)} == set(costs)
+    assert (("quantizer", None) in costs) == (not smooth)  # what is smooth is no sum of tokens
+
+
+def test_second_sum_of_f_hat_is_of_no_scale(tiny_pipeline: StarPipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    workload = Workload(Subject(tiny_pipeline, False, "encoder"), 32, tiny_pipeline.defaults)
+    quantizer = tiny_pipeline.vqvae.quantizer
+    decode_tokens = quantizer.decode_tokens
+
+    def slow(*given: Any) -> torch.Tensor:
+        time.sleep(0.2)
+        return decode_tokens(*given)
+
+    monkeypatch.setattr(quantizer, "decode_tokens", slow)
+    seconds = fastest_profile(workload, 1, 1).seconds
+    assert seconds["quantizer", None] >= 0.2 > seconds["quantizer", 0]
+
+
+def test_a_prompt_reads_a_few_rows_of_the_text_encoders_tables(tiny_pipeline: StarPipeline) -> None:
+    workload = Workload(Subject(tiny_pipeline, False, "encoder"), 32, tiny_pipeline.defaults)
+    assert tiny_pipeline.text_encoder is not None
+    named = dict(tiny_pipeline.text_encoder.tower.named_parameters())
+    tokens = named.pop("token_embedding.weight")
+    read = workload_costs(workload, 1)["text", None].bytes
+    assert 0 < read == 4 * sum(weight.numel() for weight in named.values()) < 4 * tokens.numel()
 
 
 def test_clocks_leave_the_pipeline_as_it_was_and_the_picture_the_same(tiny_pipeline: StarPipeline) -> None:
@@ -116,16 +165,16 @@ def test_clocks_leave_the_pipeline_as_it_was_and_the_picture_the_same(tiny_pipel
 
 def test_images_that_are_drawn_one_after_the_other_share_their_scales() -> None:
     clocks = Clocks(torch.device("cpu"), scales=2)
-    work = clocks.timed("head", lambda: None)
-    decode = clocks.timed("decode", clocks.timed("quantizer", lambda: None))
+    work, add = clocks.timed("head", lambda: None), clocks.timed("quantizer", lambda: None)
+    sum_again = clocks.timed("quantizer", add, is_once=True)
     clocks.begin()
     for done in (1, 2, 3, 4):
         work()
         clocks.on_scale(done, 4)
         if done % 2 == 0:
-            decode()
+            sum_again()
     places = set(clocks.end().seconds)
-    assert places == {("head", 0), ("head", 1), ("decode", None), ("quantizer", None), ("rest", None)}
+    assert places == {("head", 0), ("head", 1), ("quantizer", None), ("rest", None)}
 
 
 def test_threads_are_set_inside_alone() -> None:
@@ -205,6 +254,24 @@ def test_shape_with_random_weights_draws_in_its_dtype(name: str, monkeypatch: py
 def test_resolution_of_a_shape_is_its_own() -> None:
     with pytest.raises(OptionError, match="draws 256 pixels, not 512"):
         run_bench(Bench(shape="star-256-d16", res=512, effort=Effort.quick()))
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"res": 0}, "draws 32 or 64 pixels, not 0"),
+        ({"precision": Precision(device="cpu", dtype="float16", quantize="int8")}, "int8 goes with float32"),
+        ({"sampling": {"stable": True}}, "no head for stable sampling"),
+    ],
+)
+def test_what_the_model_cannot_do_is_found_before_any_work(
+    tiny_model_folder: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], words: str
+) -> None:
+    steps: list[str] = []
+    monkeypatch.setattr(speed, "measure_cold", lambda *_: steps.append("cold"))
+    with pytest.raises(OptionError, match=words):
+        run_bench(Bench(model=str(tiny_model_folder), **changes), steps.append)
+    assert steps == []
 
 
 def test_measurements_take_flags_of_star_bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

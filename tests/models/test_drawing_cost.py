@@ -14,6 +14,7 @@ from star_cli.generation.randomness import random_generators
 from star_cli.generation.sampler import draw
 from star_cli.models.config import VQVAEConfig
 from star_cli.models.drawing_cost import Drawing, drawing_costs
+from star_cli.models.int8 import Int8Weight, quantize_blocks
 from star_cli.models.linear import plain_linear
 from star_cli.models.vqvae import MultiScaleVQVAE
 from tests.models.builders import SIDES, TEXT_TOKENS, TINY_VQVAE, conditions, tiny_transformer
@@ -73,6 +74,30 @@ def test_half_precision_halves_what_the_blocks_move_and_leaves_the_head() -> Non
         assert 2 * half["self_attention", scale].bytes == full["self_attention", scale].bytes
         assert half["head", scale] == full["head", scale]
         assert quantised["self_attention", scale].bytes < half["self_attention", scale].bytes
+
+
+def test_quantised_are_the_layers_that_int8_rounds_and_no_others() -> None:
+    model = tiny_transformer(modulation="text")
+    quantize_blocks(model)
+    numbers = sum(buffer.numel() for buffer in model.buffers() if isinstance(buffer, Int8Weight))
+    plain, quantised = (_costs(transformer=model.config, is_guided=False, weight_size=size) for size in (None, 1))
+    for scale, tokens in enumerate(SIDES.sizes):
+        changed = [part for part, at in plain if at == scale and plain[part, at] != quantised[part, at]]
+        assert changed == ["self_attention", "cross_attention", "feed_forward"]
+        pairs = [(plain[part, scale], quantised[part, scale]) for part in changed]
+        assert sum(before.bytes - after.bytes for before, after in pairs) == (4 - 1) * numbers
+        assert sum(cost.work["linears"] for cost, _ in pairs) == 2 * tokens * numbers
+        assert all(before.work == after.work for before, after in pairs)
+    once = [place for place in plain if place[1] is None]
+    assert all(plain[place] == quantised[place] for place in once)
+    assert not any("linears" in plain[place].work for place in plain if place[0] not in changed)
+
+
+def test_second_sum_of_f_hat_is_left_out_where_it_is_not_made() -> None:
+    costs, smooth = _costs(), _costs(is_summed_again=False)
+    again = costs.pop(("quantizer", None))
+    assert smooth == costs
+    assert again.flops == sum(costs["quantizer", scale].flops for scale in range(len(SIDES)))
 
 
 def _costs(**changes: Any) -> Any:

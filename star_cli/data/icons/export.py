@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 from star_cli.data.icons.compose import compose
 from star_cli.data.icons.source import IconScenes
 from star_cli.errors import OutputPathError
-from star_cli.images import write_whole
+from star_cli.images import check_target, check_writable, write_whole
 
 METADATA = "metadata.jsonl"
 _MARGIN = 6
@@ -26,27 +27,57 @@ def write_scenes(
 
     Args:
         source: the scenes.
-        folder: made when missing; must hold no `metadata.jsonl`.
+        folder: see `check_folder`; made when missing.
         resolution: pixels per side.
         on_picture: called with pictures written and their number.
     Returns:
         The folder.
     Raises:
-        OutputPathError: there are scenes in the folder already.
+        OutputPathError: see `check_folder`.
     """
-    if (folder / METADATA).exists():
-        raise OutputPathError(f"{folder} holds pictures with {METADATA} already", "give another folder")
+    check_folder(folder)
     folder.mkdir(parents=True, exist_ok=True)
     digits = max(5, len(str(len(source) - 1)))
     lines = []
     for index in range(len(source)):
         name = f"{index:0{digits}}.png"
-        write_whole(folder / name, _png(compose(source.catalogue, source.scene(index), resolution)), overwrite=True)
+        write_whole(folder / name, _png(compose(source.catalogue, source.scene(index), resolution)))
         lines.append(json.dumps({"file_name": name, **facts(source, index)}))
         if on_picture is not None:
             on_picture(index + 1, len(source))
     write_whole(folder / METADATA, ("\n".join(lines) + "\n").encode())
     return folder
+
+
+def check_folder(folder: Path) -> None:
+    """Could scenes be written there? They need a folder of their own: nothing of the user's is replaced or mixed in.
+
+    Raises:
+        OutputPathError: it is a file, lies below one, or holds anything but hidden files.
+    """
+    try:
+        there = next(path for path in (folder, *folder.absolute().parents) if os.path.lexists(path))
+        if not there.is_dir():
+            raise OutputPathError(f"{there} is not a folder", "give another folder, or one that is not there yet")
+        taken = there == folder and any(not path.name.startswith(".") for path in folder.iterdir())
+    except OSError as error:
+        raise OutputPathError(f"{folder}: {error.strerror or error}") from error
+    check_writable(there)
+    if taken:
+        raise OutputPathError(f"{folder} holds files already", "give an empty folder, or one that is not there yet")
+
+
+def check_sheet(path: Path) -> None:
+    """Could a sheet be written there?
+
+    Raises:
+        OutputPathError: the name is not that of a PNG file, the file exists, or its folder does not.
+    """
+    if path.suffix.lower() != ".png":
+        raise OutputPathError(f"{path}: a sheet is a PNG file", f"call it {path.stem or 'scenes'}.png")
+    if os.path.lexists(path):
+        raise OutputPathError(f"{path} exists", "give another name")
+    check_target(path)
 
 
 def facts(source: IconScenes, index: int) -> dict[str, Any]:
@@ -65,8 +96,9 @@ def write_sheet(source: IconScenes, path: Path) -> None:
     """Write a contact sheet as PNG.
 
     Raises:
-        OutputPathError: the file exists.
+        OutputPathError: see `check_sheet`.
     """
+    check_sheet(path)
     write_whole(path, _png(contact_sheet(source)))
 
 

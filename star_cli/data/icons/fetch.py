@@ -15,6 +15,7 @@ import subprocess
 import tarfile
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from star_cli.checkpoints.known import cache_root
+from star_cli.data.icons.archive import OpenArchive
 from star_cli.errors import DataError, DownloadError
 
 _FORMAT = 1  # of the archive; part of its name
@@ -85,11 +87,13 @@ class IconSet:
 
     def __init__(self, path: Path):
         self.path = path
+        hint = "delete it: it is made again when needed" if path.parent == icons_root() else _hint(ICONS)
+        self._archive = OpenArchive(path, hint)
         try:
-            with zipfile.ZipFile(path) as archive:
-                self._facts: dict[str, Any] = json.loads(archive.read(_SET_FILE))
-        except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
-            raise DataError(f"{path} is not an archive of icons", "delete it: it is made again when needed") from error
+            facts = json.loads(self._archive.read(_SET_FILE))
+            self._facts: dict[str, Any] = {name: facts[name] for name in ("fingerprint", "sources", "icons", "emoji")}
+        except (KeyError, TypeError, ValueError) as error:  # a DataError is a ValueError
+            raise DataError(f"{path} is not an archive of icons", hint) from error
 
     def __reduce__(self) -> tuple[Any, ...]:
         """The path is enough."""
@@ -128,10 +132,6 @@ class IconSet:
         except KeyError:
             raise DataError(f"the icon set has no icon {icon}") from None
 
-    @cached_property
-    def _archive(self) -> zipfile.ZipFile:
-        return zipfile.ZipFile(self.path)
-
 
 def icons_root() -> Path:
     """Folder of everything made from the icons, inside the user's cache."""
@@ -151,7 +151,9 @@ def open_icons(where: Path | None = None, on_message: Callable[[str], None] | No
         DownloadError: npm is needed and missing, or fails, or gives another file than was pinned.
     """
     tell = on_message or (lambda _: None)
-    if where is not None and where.suffix == ".zip":
+    if where is not None and not where.exists():
+        raise DataError(f"no file or folder {where}", _hint(ICONS))
+    if where is not None and where.suffix == ".zip" and not where.is_dir():
         return IconSet(where)
     if where is None and (pinned := _archive_path(ICONS.sha256, WORDS.sha256)).is_file():
         return IconSet(pinned)  # the packages themselves are no longer needed
@@ -172,8 +174,6 @@ def _sources(where: Path | None, tell: Callable[[str], None]) -> tuple[Path, Pat
     """Files that hold the icons and the words."""
     if where is None:
         return _fetch(ICONS, tell), _fetch(WORDS, tell)
-    if not where.exists():
-        raise DataError(f"no file or folder {where}", _hint(ICONS))
     folder = where if where.is_dir() else where.parent
     icons = where
     if where.is_dir():
@@ -277,9 +277,10 @@ def _read_json(path: Path, member: str) -> Any:
             return json.loads(path.read_text(encoding="utf-8"))
         with tarfile.open(path) as archive:
             file = archive.extractfile(member)
-            assert file is not None  # a missing member is a KeyError
+            if file is None:
+                raise ValueError(f"{member} is a folder")
             return json.load(file)
-    except (OSError, KeyError, ValueError, tarfile.TarError) as error:
+    except (OSError, EOFError, KeyError, ValueError, tarfile.TarError, zlib.error) as error:
         raise DataError(f"{path} cannot be read as a package with {member}: {error}", _hint(ICONS)) from error
 
 

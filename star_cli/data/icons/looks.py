@@ -11,6 +11,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
@@ -73,9 +74,7 @@ def looks(
 ) -> dict[str, Look]:
     """The looks of some icons; measured once, then read from the cache."""
     path = icons_root() / f"looks-{_FORMAT}-{renders.icons.fingerprint}.json"
-    known: dict[str, Look] = {}
-    if path.is_file():
-        known = {icon: Look(**facts) for icon, facts in json.loads(path.read_text(encoding="utf-8")).items()}
+    known = _read(path)
     missing = [icon for icon in icons if icon not in known]
     if missing:
         renders.prepare(missing, _SIDE, on_icon)
@@ -84,6 +83,14 @@ def looks(
         temporary.write_text(json.dumps({icon: asdict(look) for icon, look in known.items()}), encoding="utf-8")
         temporary.replace(path)
     return {icon: known[icon] for icon in icons}
+
+
+def _read(path: Path) -> dict[str, Look]:
+    """Looks that were measured before; none where the file is missing or damaged, so that it is written anew."""
+    try:
+        return {icon: Look(**facts) for icon, facts in json.loads(path.read_text(encoding="utf-8")).items()}
+    except (FileNotFoundError, AttributeError, KeyError, TypeError, ValueError):
+        return {}
 
 
 def _broad_name(hue: float, saturation: float, value: float) -> str:

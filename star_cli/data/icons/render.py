@@ -10,10 +10,12 @@ import os
 import zipfile
 from collections.abc import Callable, Iterable
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
+from star_cli.data.icons.archive import OpenArchive
 from star_cli.data.icons.fetch import IconSet, icons_root
 from star_cli.errors import DataError, StarError
 
@@ -49,7 +51,7 @@ class IconRenders:
 
     def __init__(self, icons: IconSet):
         self.icons = icons
-        self._archives: dict[int, zipfile.ZipFile | None] = {}
+        self._archives: dict[int, OpenArchive | None] = {}
         self._master = lru_cache(_KEPT_IMAGES)(self._read)
         self._resized = lru_cache(_KEPT_RESIZED)(self._resize)
 
@@ -100,23 +102,21 @@ class IconRenders:
             temporary.unlink(missing_ok=True)
         self._archives.pop(size, None)
 
-    def _path(self, size: int) -> Any:
+    def _path(self, size: int) -> Path:
         return icons_root() / f"renders-{self.icons.fingerprint}-{size}.zip"
 
     def _stored(self, size: int) -> Iterable[tuple[str, bytes]]:
         archive = self._archive(size)
         if archive is not None:
-            for name in archive.namelist():
+            for name in archive.names():
                 yield name.removesuffix(".png"), archive.read(name)
 
-    def _archive(self, size: int) -> zipfile.ZipFile | None:
-        """The file of one size, opened once; None where there is none."""
+    def _archive(self, size: int) -> OpenArchive | None:
+        """The file of one size; None where there is none."""
         if size not in self._archives:
             path = self._path(size)
-            try:
-                self._archives[size] = zipfile.ZipFile(path) if path.is_file() else None
-            except zipfile.BadZipFile as error:
-                raise DataError(f"{path} is damaged", "delete it: it is made again when needed") from error
+            archive = OpenArchive(path, "delete it: it is made again when needed")
+            self._archives[size] = archive if path.is_file() else None
         return self._archives[size]
 
     def _read(self, icon: str, size: int) -> Image.Image:

@@ -25,6 +25,7 @@ from star_cli.models.config import Config
 HELD_OUT_SEED = 1_000_000_000
 """Seeds from here on give scenes with a held-out pair, those below give none."""
 _HELD_OUT_SHARE = 10
+_MORE_OBJECTS = "give more objects (--objects N, or icons:MIX:N)"
 _PATIENCE = 400  # tries of one kind of scene; a pair is held out once in ten
 
 
@@ -68,6 +69,37 @@ MIXES = {
     "full": SceneMix(plain=0.2, ground=0.24, posed=0.14, count=0.16, pair=0.2, group=0.06),
 }
 """Mixtures by name, from the easiest to the hardest."""
+
+
+_NEEDED = {"pair": (2, 0), "count": (1, 1), "group": (3, 1)}
+"""Objects that a kind of scene needs, and how many of them must be such as can be counted; of others one is enough."""
+
+
+def check_objects(catalogue: Catalogue, mix: SceneMix) -> None:
+    """Are there as many objects as the scenes of a mix show at once? Without them they could never be drawn.
+
+    Raises:
+        OptionError: there are too few, or too few that can be counted.
+    """
+    needs = [_NEEDED.get(kind, (1, 0)) for kind, weight in zip(KINDS, mix.weights, strict=True) if weight > 0]
+    needed, counted = (max(column) for column in zip(*needs, strict=True))
+    found, hint = len(catalogue.objects), f"{_MORE_OBJECTS}, or a simpler mix, such as grounds"
+    if found < needed:
+        raise OptionError(f"this mix of scenes shows {needed} kinds of things at once, and there are {found}", hint)
+    if sum(thing.may_be_counted for thing in catalogue.objects) < counted:
+        raise OptionError(f"this mix of scenes counts things, and none of these {found} can be counted", hint)
+
+
+def check_held_out(catalogue: Catalogue) -> None:
+    """Is there a held-out scene, be it of one thing? See `scene`.
+
+    Raises:
+        OptionError: no pair of an object and a ground is held out.
+    """
+    for thing in catalogue.objects:
+        if any(is_held_out((thing.key, f"on {ground}")) for ground in (*LANDSCAPES, *_gradients([thing]))):
+            return
+    raise OptionError(f"no scene of these {len(catalogue.objects)} things is held out", _MORE_OBJECTS)
 
 
 def is_held_out(pair: tuple[str, str]) -> bool:
@@ -126,9 +158,14 @@ def any_ground(things: list[IconObject], rng: random.Random, plain: float) -> st
     """A ground that the things stand out from: a plain colour in so many of all cases."""
     if rng.random() < plain:
         return _plain_ground(things, rng)
-    colours = {thing.look.colour for thing in things}
-    gradients = [name for name in FLAT if name not in PLAIN and name.split()[0] not in colours]
+    gradients = _gradients(things)
     return rng.choice(LANDSCAPES) if rng.random() < 0.75 else rng.choice(gradients)
+
+
+def _gradients(things: list[IconObject]) -> list[str]:
+    """Those that the things stand out from."""
+    colours = {thing.look.colour for thing in things}
+    return [name for name in FLAT if name not in PLAIN and name.split()[0] not in colours]
 
 
 def _finish(

@@ -13,7 +13,7 @@ from star_cli.data.icons.catalogue import DEFAULT_OBJECTS, Catalogue, open_catal
 from star_cli.data.icons.compose import compose_tensor
 from star_cli.data.icons.labels import labels
 from star_cli.data.icons.layout import IconScene
-from star_cli.data.icons.scenes import HELD_OUT_SEED, MIXES, SceneMix, scene
+from star_cli.data.icons.scenes import HELD_OUT_SEED, MIXES, SceneMix, check_held_out, check_objects, scene
 from star_cli.data.source import CaptionedImages, Crop
 from star_cli.errors import OptionError
 
@@ -28,6 +28,8 @@ class IconScenes(CaptionedImages):
         first_seed: seed of the first; from `scenes.HELD_OUT_SEED` on, scenes have a held-out pair.
         mix: which scenes, by name (`scenes.MIXES`) or in detail.
         catalogue: the objects.
+    Raises:
+        OptionError: no such mix, or too few objects for it.
     """
 
     is_generated = True
@@ -42,6 +44,9 @@ class IconScenes(CaptionedImages):
         if isinstance(mix, str) and mix not in MIXES:
             raise OptionError(f"no mix of scenes is called {mix}", f"known: {', '.join(MIXES)}")
         self.mix = MIXES[mix] if isinstance(mix, str) else mix
+        check_objects(catalogue, self.mix)
+        if first_seed + count > HELD_OUT_SEED:
+            check_held_out(catalogue)
 
     @classmethod
     def open(
@@ -67,9 +72,12 @@ class IconScenes(CaptionedImages):
         """Number of scenes."""
         return self.count
 
-    def others(self, count: int) -> IconScenes:
-        """Scenes of the same mix, each with a held-out pair."""
-        return IconScenes(self.catalogue, count, HELD_OUT_SEED, self.mix)
+    def others(self, count: int) -> IconScenes | None:
+        """Scenes of the same mix, each with a held-out pair; None where so few things have none."""
+        try:
+            return IconScenes(self.catalogue, count, HELD_OUT_SEED, self.mix)
+        except OptionError:
+            return None
 
     def name(self, index: int) -> str:
         """The scene's seed."""

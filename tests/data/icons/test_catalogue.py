@@ -1,3 +1,4 @@
+import json
 import pickle
 from pathlib import Path
 
@@ -108,3 +109,13 @@ def test_master_sizes(size: int, kept: int) -> None:
 def test_a_broken_drawing_is_an_error() -> None:
     with pytest.raises(DataError, match="cannot be drawn"):
         render_svg("<svg", 16)
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"house": 1}', '{"house": {"left": 0}}', "\0"])
+def test_damaged_measurements_are_made_again(content: str, icon_folder: Path) -> None:
+    pytest.importorskip("resvg_py")
+    before = open_catalogue(icon_folder, objects=4).objects
+    (kept,) = icons_root().glob("looks-*.json")
+    kept.write_text(content)
+    assert open_catalogue(icon_folder, objects=4).objects == before
+    assert len(json.loads(kept.read_text())) == 4

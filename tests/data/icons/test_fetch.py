@@ -4,6 +4,7 @@ import json
 import pickle
 import stat
 import tarfile
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -76,9 +77,49 @@ def test_a_damaged_archive_is_refused(tmp_path: Path) -> None:
         open_icons(tmp_path / "set.zip")
 
 
+@pytest.mark.parametrize("kept", [20, 200, -1])
+def test_a_truncated_package_is_refused(kept: int, icon_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "data.json").write_bytes((icon_folder / "data.json").read_bytes())
+    packed = tmp_path / "fluent-emoji.tgz"
+    with tarfile.open(packed, "w:gz") as archive:
+        archive.add(icon_folder / "icons.json", "package/icons.json")
+    packed.write_bytes(packed.read_bytes()[: kept if kept > 0 else packed.stat().st_size // 2])
+    with pytest.raises(DataError, match=r"fluent-emoji\.tgz cannot be read as a package"):
+        open_icons(packed)
+
+
+def test_a_package_damaged_inside_is_refused(icon_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "data.json").write_bytes((icon_folder / "data.json").read_bytes())
+    packed = tmp_path / "fluent-emoji.tgz"
+    with tarfile.open(packed, "w:gz") as archive:
+        archive.add(icon_folder / "icons.json", "package/icons.json")
+    data = bytearray(packed.read_bytes())
+    for place in range(60, len(data) - 60, 50):
+        data[place] ^= 0xFF
+    packed.write_bytes(data)
+    with pytest.raises(DataError, match=r"fluent-emoji\.tgz cannot be read as a package"):
+        open_icons(packed)
+
+
+def test_an_archive_of_the_user_s_own_is_not_to_be_deleted(tmp_path: Path, icon_folder: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "mine.zip", "w") as archive:
+        archive.writestr("set.json", "[]")
+    with pytest.raises(DataError, match="not an archive of icons") as caught:
+        open_icons(tmp_path / "mine.zip")
+    assert "delete" not in (caught.value.hint or "")
+    kept = open_icons(icon_folder).path
+    kept.write_bytes(b"PK")
+    with pytest.raises(DataError, match="not an archive of icons") as caught:
+        open_icons(icon_folder)
+    assert "delete it" in (caught.value.hint or "")
+
+
 def test_nothing_there(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no file or folder"):
         open_icons(tmp_path / "none.tgz")
+    with pytest.raises(DataError, match=r"no file or folder .*none\.zip") as caught:
+        open_icons(tmp_path / "none.zip")
+    assert "delete" not in (caught.value.hint or "")
     with pytest.raises(DataError, match="neither") as caught:
         open_icons(tmp_path)
     assert "npm pack" in (caught.value.hint or "")

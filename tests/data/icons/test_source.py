@@ -13,7 +13,7 @@ from star_cli.data.icons.catalogue import Catalogue
 from star_cli.data.icons.compose import compose, compose_tensor
 from star_cli.data.icons.export import contact_sheet, write_scenes, write_sheet
 from star_cli.data.icons.layout import IconScene, Item
-from star_cli.data.icons.scenes import HELD_OUT_SEED, is_held_out
+from star_cli.data.icons.scenes import HELD_OUT_SEED, SceneMix, is_held_out
 from star_cli.data.icons.source import IconScenes
 from star_cli.errors import OptionError, OutputPathError
 
@@ -134,5 +134,60 @@ def test_a_sheet_shows_scenes_and_captions(catalogue: Catalogue, tmp_path: Path)
 def test_others_are_scenes_of_the_same_mix_that_training_never_shows(catalogue: Catalogue) -> None:
     source = IconScenes(catalogue, 10, mix="grounds")
     others = source.others(3)
+    assert others is not None
     assert (len(others), others.first_seed, others.mix) == (3, HELD_OUT_SEED, source.mix)
     assert all(any(map(is_held_out, others.scene(index).pairs)) for index in range(3))
+
+
+def _first(catalogue: Catalogue, number: int) -> Catalogue:
+    return Catalogue(catalogue.objects[:number], catalogue.renders)
+
+
+@pytest.mark.parametrize(
+    ("mix", "number"),
+    [("full", 2), ("full", 1), ("composed", 1), (SceneMix(plain=0, pair=1), 1), (SceneMix(group=1), 2)],
+)
+def test_too_few_objects_for_a_mix_are_refused(catalogue: Catalogue, mix: SceneMix | str, number: int) -> None:
+    with pytest.raises(OptionError, match=f"at once, and there are {number}") as caught:
+        IconScenes(_first(catalogue, number), 10, mix=mix)
+    assert "more objects" in str(caught.value.hint)
+
+
+def test_a_mix_that_counts_needs_an_object_that_can_be(catalogue: Catalogue) -> None:
+    uncounted = tuple(thing for thing in catalogue.objects if not thing.may_be_counted)
+    assert uncounted
+    few = Catalogue(uncounted, catalogue.renders)
+    with pytest.raises(OptionError, match="can be counted"):
+        IconScenes(few, 10, mix=SceneMix(plain=0, count=1))
+    assert IconScenes(few, 10, mix="simple").scene(3).items
+
+
+@pytest.mark.parametrize(("mix", "number"), [("full", 3), ("composed", 2), ("usual", 1)])
+def test_as_few_objects_as_a_mix_needs_do(catalogue: Catalogue, mix: str, number: int) -> None:
+    source = IconScenes(_first(catalogue, number), 60, mix=mix)
+    assert all(source.scene(index).items for index in range(60))
+
+
+def test_held_out_scenes_need_a_held_out_pair(catalogue: Catalogue) -> None:
+    cat = Catalogue((catalogue.by_key["cat"],), catalogue.renders)  # on no ground is it held out
+    source = IconScenes(cat, 5, mix="simple")
+    with pytest.raises(OptionError, match="no scene of these 1 things is held out"):
+        source.others(3)
+    dog = Catalogue((catalogue.by_key["dog"],), catalogue.renders)
+    others = IconScenes(dog, 5, mix="simple").others(3)
+    assert all(any(map(is_held_out, others.scene(index).pairs)) for index in range(3))
+
+
+@pytest.mark.parametrize("name", ["00000.png", "notes.txt", "metadata.jsonl", "below"])
+def test_a_folder_with_anything_in_it_is_left_alone(catalogue: Catalogue, tmp_path: Path, name: str) -> None:
+    (tmp_path / name).mkdir() if name == "below" else (tmp_path / name).write_text("mine")
+    with pytest.raises(OutputPathError, match="holds files already"):
+        write_scenes(IconScenes(catalogue, 2), tmp_path, 16)
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    assert name == "below" or (tmp_path / name).read_text() == "mine"
+
+
+def test_an_empty_folder_is_taken_hidden_files_aside(catalogue: Catalogue, tmp_path: Path) -> None:
+    (tmp_path / ".DS_Store").write_text("x")
+    write_scenes(IconScenes(catalogue, 1), tmp_path, 16)
+    assert len(list(tmp_path.iterdir())) == 3
