@@ -170,11 +170,12 @@ def test_as_few_objects_as_a_mix_needs_do(catalogue: Catalogue, mix: str, number
 
 def test_held_out_scenes_need_a_held_out_pair(catalogue: Catalogue) -> None:
     cat = Catalogue((catalogue.by_key["cat"],), catalogue.renders)  # on no ground is it held out
-    source = IconScenes(cat, 5, mix="simple")
     with pytest.raises(OptionError, match="no scene of these 1 things is held out"):
-        source.others(3)
+        IconScenes(cat, 5, HELD_OUT_SEED, "simple")
+    assert IconScenes(cat, 5, mix="simple").others(3) is None
     dog = Catalogue((catalogue.by_key["dog"],), catalogue.renders)
     others = IconScenes(dog, 5, mix="simple").others(3)
+    assert others is not None
     assert all(any(map(is_held_out, others.scene(index).pairs)) for index in range(3))
 
 
