@@ -88,6 +88,7 @@ def test_gain_of_other_precisions_is_told_where_auto_is_float32(
     monkeypatch.setattr(precision, "measure_speedups", lambda: {"bfloat16": 2.345, "int8": None})
     assert json.loads(star("doctor", "--json").stdout)["precision"] == {"bfloat16_speedup": 2.3, "int8_speedup": None}
     monkeypatch.setattr(hardware, "choose_device", lambda wanted: (torch.device("cuda"), "there"))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     assert json.loads(star("doctor", "--json").stdout)["precision"] == {}
 
 
