@@ -42,7 +42,7 @@ def export_official(folder: ModelFolder, out: Path, *, overwrite: bool = False) 
     star = folder.transformer.conditioning == "text"
     known = PUBLISHED.get(folder.name)
     targets = {
-        TRANSFORMER: out / ((known and known.transformer_file) or f"{Path(folder.name).name}.pth"),
+        TRANSFORMER: out / ((known and known.transformer_file) or f"{folder.file_name}.pth"),
         VQVAE: out / (known.vqvae_file if known else VQVAE_FILE),
     }
     for path in targets.values():

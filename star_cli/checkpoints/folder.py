@@ -93,6 +93,11 @@ class ModelFolder:
         )
 
     @property
+    def file_name(self) -> str:
+        """The name without folders that it may hold, to call files by."""
+        return Path(self.name).name
+
+    @property
     def size_bytes(self) -> int:
         """Of all files that are loaded."""
         return sum(record.size_bytes for record in self.files.values())

@@ -182,7 +182,7 @@ def export(
     with hushed(debug or is_debug(())):
         from star_cli.checkpoints.export import export_official
 
-        written = export_official(folder, out or Path(f"{Path(folder.name).name}-{layout}"), overwrite=force)
+        written = export_official(folder, out or Path(f"{folder.file_name}-{layout}"), overwrite=force)
     for path in written:
         console.print_path(path)
 
