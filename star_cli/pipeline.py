@@ -33,8 +33,9 @@ from star_cli.jobs import ImageJob, jobs_of
 from star_cli.models.condition import ClassCondition, Condition
 from star_cli.models.float32 import exact_float32
 from star_cli.models.int8 import quantize_blocks
+from star_cli.models.int8_convolution import Int8Convolution, has_int8_convolutions
 from star_cli.models.schedule import ScaleSchedule
-from star_cli.models.strips import StripDecoder
+from star_cli.models.strips import StripDecoder, in_floats
 from star_cli.models.text import TextEncoder
 from star_cli.models.transformer import StarTransformer
 from star_cli.models.vqvae import MultiScaleVQVAE
@@ -60,7 +61,7 @@ class StarPipeline:
         dtype: of blocks and decoder, for recipes.
         max_batch: images in one pass; more are drawn one pass after another.
         words: all that the model's captions used; None: not known.
-        quantize: how the weights of the blocks were rounded ("int8"), for recipes; None when they were not.
+        quantize: how the blocks' weights were rounded and the decoder's will be ("int8"); None: not at all.
     """
 
     def __init__(
@@ -109,7 +110,7 @@ class StarPipeline:
             name_or_folder: a name that `star models` lists, or a path.
             device: "auto", "cpu", "cuda", "mps".
             dtype: "auto", "float32", "bfloat16", "float16".
-            quantize: "int8" rounds the weights of the blocks, on a CPU; None or "none" does not.
+            quantize: "int8" rounds the weights of blocks and decoder, on a CPU; None or "none" does not.
         Raises:
             ModelNotFoundError: no such model.
             ModelFolderError: it is incomplete or damaged.
@@ -311,7 +312,8 @@ class StarPipeline:
 
     @cached_property
     def _strip_decoder(self) -> StripDecoder:
-        return StripDecoder(self.vqvae)
+        is_rounded = self.quantize is not None and has_int8_convolutions()
+        return StripDecoder(self.vqvae, convolution=Int8Convolution if is_rounded else in_floats)
 
     def _draws_singly(self, options: SamplingOptions) -> bool:
         """Whether rounding that depends on the size of a batch would show: images are then drawn one at a time.

@@ -186,7 +186,7 @@ DtypeOpt = Annotated[
 ]
 QuantizeOpt = Annotated[
     Quantize | None,
-    typer.Option("--quantize", help="int8: faster blocks on a CPU, slightly other pictures. Default: none."),
+    typer.Option("--quantize", help="int8: faster on a CPU, slightly other pictures. Default: none."),
 ]
 FromImageOpt = Annotated[
     Path | None,

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from star_cli import __version__
 from star_cli.models.drawing_cost import Cost, Unit
+from star_cli.models.int8_convolution import Int8Convolution, has_int8_convolutions, round_map
 from star_cli.models.linear import linear
 
 FLAGS = ("avx2", "avx512f", "avx512_bf16", "avx512_fp16", "avx512_vnni", "amx_tile", "amx_bf16", "amx_int8", "neon")
@@ -121,6 +122,8 @@ def measure_ceilings(
     whole = [rate for size in products if (rate := _int8_rate(device, size, repeats)) is not None]
     if whole:
         rates["gemm"]["int8"] = max(whole)
+    if device.type == "cpu" and has_int8_convolutions():
+        rates["convolution"]["int8"] = max(_int8_convolution_rate(size, repeats) for size in convolutions)
     source = torch.ones(copy_bytes // 4, device=device)
     target = torch.empty_like(source)
     seconds = _best_seconds(lambda: target.copy_(source), device, repeats)
@@ -155,6 +158,16 @@ def _convolution_rate(device: torch.device, dtype: torch.dtype, size: tuple[int,
     return 2 * 9 * channels**2 * side**2 / seconds / GIGA
 
 
+def _int8_convolution_rate(size: tuple[int, int], repeats: int) -> float:
+    """Of the convolution alone: rounding what goes in is work that nobody asked for."""
+    (channels, side), cpu = size, torch.device("cpu")
+    x = _random(1, channels, side, side, device=cpu).contiguous(memory_format=torch.channels_last)
+    layer = Int8Convolution(_random(channels, channels, 3, 3, device=cpu), torch.zeros(channels))
+    rounded = round_map(x)
+    seconds = _best_seconds(lambda: layer.convolve(*rounded, (1, 1), torch.bfloat16), cpu, repeats)
+    return 2 * 9 * channels**2 * side**2 / seconds / GIGA
+
+
 def _random(*shape: int, device: torch.device) -> Tensor:
     generator = torch.Generator().manual_seed(0)
     return torch.randn(*shape, generator=generator).to(device)
@@ -170,17 +183,20 @@ def floor_seconds(cost: Cost, ceilings: dict[str, dict[str, float]], dtype: str,
         cost: of a part.
         ceilings: from `measure_ceilings`.
         dtype: of blocks and decoder; at the rates of float32 where the ceilings leave it out.
-        weights: dtype that the blocks' quantised layers run in, such as "int8"; `dtype` when None.
+        weights: dtype that quantised layers run in, such as "int8"; `dtype` when None.
     """
     gemm, convolution = ceilings["gemm"], ceilings["convolution"]
     if dtype not in gemm:
         dtype = "float32"
+    # a convolution is a product, too: whichever of the two the machine does faster
+    decoder = max(convolution[dtype], gemm[dtype])
+    rounded = weights or dtype
     rates: dict[Unit, float] = {
         "linears": gemm.get(weights or dtype, gemm[dtype]),
         "blocks": gemm[dtype],
         "head": gemm["float32"],
-        # a convolution is a product, too: whichever of the two the machine does faster
-        "decoder": max(convolution[dtype], gemm[dtype]),
+        "convolutions": max(convolution[rounded], gemm[rounded]) if rounded in convolution else decoder,
+        "decoder": decoder,
     }
     computing = sum(flops / rates[unit] for unit, flops in cost.work.items()) / GIGA
     return max(computing, cost.bytes / ceilings["copy"]["memory"] / GIGA)

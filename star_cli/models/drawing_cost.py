@@ -20,9 +20,10 @@ from star_cli.models.flops import (
 )
 from star_cli.models.schedule import ScaleSchedule
 
-Unit = Literal["linears", "blocks", "head", "decoder"]
+Unit = Literal["linears", "blocks", "head", "convolutions", "decoder"]
 """What operations run on: products in the dtype of the blocks' linear layers, which quantising changes (`int8.py`);
-products in the dtype of all else in the blocks; products in float32; convolutions in the dtype of the decoder."""
+products in the dtype of all else in the blocks; products in float32; convolutions of the decoder's blocks and
+doublings, which quantising changes, too (`int8_convolution.py`); all else in the dtype of the decoder."""
 Place = tuple[str, int | None]
 """A part, and its scale; None for what is done once a picture."""
 FLOAT32 = 4
@@ -65,7 +66,7 @@ class Drawing:
     item_size: int = FLOAT32
     """Bytes of a number in the blocks and in the decoder; 2 in half precision. What decides tokens has 4."""
     weight_size: float | None = None
-    """Bytes of a weight of those linear layers that can be quantised; as `item_size` when None."""
+    """Bytes of a weight of those layers that can be quantised; as `item_size` when None."""
     is_summed_again: bool = True
     """f_hat is added up once more before decoding, from the tokens of each image alone."""
 
@@ -91,7 +92,8 @@ class Drawing:
             unit: what they run on.
         """
         products = list(products)
-        sizes: dict[Unit, float] = {"head": FLOAT32, "linears": self.weight_size or self.item_size}
+        small = self.weight_size or self.item_size
+        sizes: dict[Unit, float] = {"head": FLOAT32, "linears": small, "convolutions": small}
         weights = sum(product.from_width * product.to_width for product in products if product.has_weights)
         flops = sum(product.flops for product in products)
         return Cost({unit: times * flops}, times * (round(weights * sizes.get(unit, self.item_size)) + moved))
@@ -204,21 +206,26 @@ def _add_scale(drawing: Drawing) -> Cost:
 def _decode(drawing: Drawing) -> Cost:
     """f_hat to pixels: the convolutions as they are written, without those that a cleverer order could save."""
     products = list(_decoder_products(drawing.vqvae, drawing.images, drawing.schedule.last_side))
+    layers = sum_costs(
+        drawing.cost([product], _leaving(product) * drawing.item_size, unit=unit) for unit, product in products
+    )
     latent = drawing.images * drawing.vqvae.code_dim * drawing.schedule.last_side**2 * FLOAT32
     pixels = drawing.images * 3 * (drawing.schedule.last_side * drawing.vqvae.factor) ** 2 * FLOAT32
-    inside = sum(product.rows * product.to_width for product in products if product.has_weights) * drawing.item_size
-    weights = sum(product.from_width * product.to_width for product in products if product.has_weights)
-    flops = sum(product.flops for product in products)
-    return Cost({"decoder": flops}, latent + pixels + inside + weights * drawing.item_size)
+    return layers + Cost({}, latent + pixels)
 
 
-def _decoder_products(config: VQVAEConfig, images: int, side: int) -> Iterator[Product]:
+def _leaving(product: Product) -> int:
+    """Numbers that leave a layer; what leaves the attention's products stays in the cache."""
+    return product.rows * product.to_width if product.has_weights else 0
+
+
+def _decoder_products(config: VQVAEConfig, images: int, side: int) -> Iterator[tuple[Unit, Product]]:
     """A 3x3 convolution is a product (B h w, 9 C) x (9 C, C')."""
     widths = [config.channels * multiplier for multiplier in config.multipliers]
     last = len(widths) - 1
     cells = images * side**2
-    yield Product(cells, 9 * config.code_dim, config.code_dim)  # after the quantiser
-    yield Product(cells, 9 * config.code_dim, widths[last])
+    yield "decoder", Product(cells, 9 * config.code_dim, config.code_dim)  # after the quantiser
+    yield "decoder", Product(cells, 9 * config.code_dim, widths[last])
     yield from _residual(cells, widths[last], widths[last])
     yield from _pixel_attention(images, side**2, widths[last])
     yield from _residual(cells, widths[last], widths[last])
@@ -231,18 +238,19 @@ def _decoder_products(config: VQVAEConfig, images: int, side: int) -> Iterator[P
             if index == last:
                 yield from _pixel_attention(images, side**2, entering)
         if index:
-            yield Product(4 * cells, 9 * entering, entering)
-    yield Product(cells, 9 * entering, 3 * config.patch**2)
+            yield "convolutions", Product(4 * cells, 9 * entering, entering)
+    yield "decoder", Product(cells, 9 * entering, 3 * config.patch**2)
 
 
-def _residual(cells: int, entering: int, leaving: int) -> Iterator[Product]:
-    yield Product(cells, 9 * entering, leaving)
-    yield Product(cells, 9 * leaving, leaving)
+def _residual(cells: int, entering: int, leaving: int) -> Iterator[tuple[Unit, Product]]:
+    yield "convolutions", Product(cells, 9 * entering, leaving)
+    yield "convolutions", Product(cells, 9 * leaving, leaving)
     if entering != leaving:
-        yield Product(cells, entering, leaving)
+        yield "decoder", Product(cells, entering, leaving)
 
 
-def _pixel_attention(images: int, cells: int, width: int) -> Iterator[Product]:
-    yield Product(images * cells, width, 3 * width)
-    yield from 2 * [Product(images * cells**2, width, 1, has_weights=False)]
-    yield Product(images * cells, width, width)
+def _pixel_attention(images: int, cells: int, width: int) -> Iterator[tuple[Unit, Product]]:
+    yield "decoder", Product(images * cells, width, 3 * width)
+    for _ in ("scores", "values"):
+        yield "decoder", Product(images * cells**2, width, 1, has_weights=False)
+    yield "decoder", Product(images * cells, width, width)

@@ -10,7 +10,7 @@ Letters: C channels, Z code width, h w latent, y x rows and columns of a level, 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import zip_longest
 from typing import cast
 
@@ -25,23 +25,40 @@ STRIP_BYTES = 8 * 2**20
 """Of one strip of an activation. Not chosen by free memory: rounding follows the strips, and bytes of pictures it."""
 
 
+Convolution = Callable[[Tensor, tuple[int, int]], Tensor]
+"""Of a strip (1, C, rows, x), with rows of zeros above and below and columns of zeros left and right."""
+
+
+def in_floats(weight: Tensor, bias: Tensor) -> Convolution:
+    """A convolution as torch does it, in the dtype of its weight (C', C, k, k)."""
+    return lambda strip, padding: F.conv2d(strip, weight, bias, padding=padding)
+
+
 class StripDecoder:
     """Decodes one picture in a bounded amount of memory; what `MultiScaleVQVAE.decode` draws, up to rounding.
 
     Args:
         vqvae: in its dtype; its weights must not change afterwards. The decoder's are laid out channels last.
         strip_bytes: size of a strip; never less than a row.
+        convolution: makes the convolutions of blocks and doublings from weight and bias; nearly all work is theirs.
     """
 
-    def __init__(self, vqvae: MultiScaleVQVAE, strip_bytes: int = STRIP_BYTES):
+    def __init__(
+        self,
+        vqvae: MultiScaleVQVAE,
+        strip_bytes: int = STRIP_BYTES,
+        convolution: Callable[[Tensor, Tensor], Convolution] = in_floats,
+    ):
         self.vqvae = vqvae
         self.strip_bytes = strip_bytes
         vqvae.decoder.to(memory_format=torch.channels_last)
-        self._folded = {
-            level.resize: fold_doubling(level.resize.conv.weight)
-            for level in vqvae.decoder.levels
-            if isinstance(level.resize, Double)
-        }
+        self._convolutions: dict[nn.Conv2d, Convolution] = {vqvae.decoder.head: in_floats(*_of(vqvae.decoder.head))}
+        for part in vqvae.decoder.modules():
+            if isinstance(part, ResidualBlock):
+                self._convolutions |= {conv: convolution(*_of(conv)) for conv in (part.conv1, part.conv2)}
+            elif isinstance(part, Double):
+                weight, bias = _of(part.conv)
+                self._convolutions[part.conv] = convolution(fold_doubling(weight), bias.repeat(4))
 
     @torch.inference_mode()
     def __call__(self, f_hat: Tensor) -> Tensor:
@@ -69,11 +86,11 @@ class StripDecoder:
     def _block(self, x: _Map, block: ResidualBlock) -> _Map:
         between = x.blank(block.conv1.out_channels)
         for top, bottom in self._strips(x, block.conv1):
-            between.write(top, _convolve(x.activated(block.norm1, top, bottom), bottom - top, *_of(block.conv1)))
+            between.write(top, self._convolve(block.conv1, x.activated(block.norm1, top, bottom), bottom - top))
         total = x if isinstance(block.shortcut, nn.Identity) else x.blank(block.conv2.out_channels)
         total.forget()
         for top, bottom in self._strips(between, block.conv2):
-            added = _convolve(between.activated(block.norm2, top, bottom), bottom - top, *_of(block.conv2))
+            added = self._convolve(block.conv2, between.activated(block.norm2, top, bottom), bottom - top)
             total.write(top, added.add_(block.shortcut(x.values[:, :, top:bottom])))
         return total
 
@@ -93,10 +110,9 @@ class StripDecoder:
         """
         channels, width = resize.conv.out_channels, x.values.shape[-1]
         larger = x.blank(channels, 2)
-        weight, bias = self._folded[resize], _of(resize.conv)[1].repeat(4)
         for top, bottom in self._strips(x, resize.conv, 4):
             rows = bottom - top
-            quarters = _convolve(x.padded(top, bottom), rows, weight, bias).unflatten(1, (2, 2, channels))
+            quarters = self._convolve(resize.conv, x.padded(top, bottom), rows).unflatten(1, (2, 2, channels))
             for down in (0, 1):
                 for right in (0, 1):
                     place = larger.values[:, :, 2 * top + down : 2 * bottom : 2, right::2]
@@ -109,9 +125,13 @@ class StripDecoder:
         height, width = x.values.shape[-2:]
         image = torch.empty(1, 3, height * patch, width * patch, device=x.values.device)
         for top, bottom in self._strips(x, decoder.head):
-            strip = _convolve(x.activated(decoder.norm, top, bottom), bottom - top, *_of(decoder.head))
+            strip = self._convolve(decoder.head, x.activated(decoder.norm, top, bottom), bottom - top)
             image[:, :, top * patch : bottom * patch] = decoder.unfold(strip).clamp_(-1, 1)
         return image
+
+    def _convolve(self, conv: nn.Conv2d, strip: Tensor, rows: int) -> Tensor:
+        """Convolve what `_Map.padded` or `activated` gave for so many rows."""
+        return self._convolutions[conv](strip, (int(strip.shape[-2] == rows), 1))
 
     def _strips(self, x: _Map, conv: nn.Conv2d, times: int = 1) -> Iterator[tuple[int, int]]:
         """First row, and the row after the last, of each strip; a strip leaves the convolution `times` as wide."""
@@ -201,11 +221,6 @@ def fold_doubling(weight: Tensor) -> Tensor:
         kernel = torch.stack(halves, 0 if dim == 2 else 1)
     folded = kernel.flatten(0, 2).to(weight.dtype)
     return folded.detach().contiguous(memory_format=torch.channels_last)
-
-
-def _convolve(strip: Tensor, rows: int, weight: Tensor, bias: Tensor) -> Tensor:
-    """Convolve what `_Map.padded` or `activated` gave for so many rows."""
-    return F.conv2d(strip, weight, bias, padding=(int(strip.shape[-2] == rows), 1))
 
 
 def _of(conv: nn.Conv2d) -> tuple[Tensor, Tensor]:

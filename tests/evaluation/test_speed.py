@@ -109,6 +109,14 @@ def test_int8_hastens_the_layers_that_are_rounded_alone() -> None:
     assert floor_seconds(cost, CEILINGS, "bfloat16", "int8") == 5.0  # no such product was measured
 
 
+def test_int8_hastens_the_convolutions_that_are_rounded_alone() -> None:
+    ceilings = {**CEILINGS, "convolution": {"bfloat16": 1.0, "int8": 8.0}, "gemm": {**CEILINGS["gemm"], "int8": 6.0}}
+    cost = Cost({"convolutions": 16 * 10**9, "decoder": 4 * 10**9}, 0)
+    assert floor_seconds(cost, ceilings, "bfloat16") == 5.0
+    assert floor_seconds(cost, ceilings, "bfloat16", "int8") == 3.0
+    assert floor_seconds(cost, CEILINGS, "bfloat16", "int8") == 5.0  # no such convolution was measured
+
+
 def test_float16_has_the_floor_of_float32_where_it_was_not_measured() -> None:
     ceilings = {**CEILINGS, "convolution": {"float32": 3.0}}
     for cost in (Cost({"blocks": 10**9}, 0), Cost({"decoder": 10**9}, 0)):

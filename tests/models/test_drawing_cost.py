@@ -16,7 +16,7 @@ from star_cli.models.config import VQVAEConfig
 from star_cli.models.drawing_cost import Drawing, drawing_costs
 from star_cli.models.int8 import Int8Weight, quantize_blocks
 from star_cli.models.linear import plain_linear
-from star_cli.models.vqvae import MultiScaleVQVAE
+from star_cli.models.vqvae import Double, MultiScaleVQVAE, ResidualBlock
 from tests.models.builders import SIDES, TEXT_TOKENS, TINY_VQVAE, conditions, tiny_transformer
 from tests.models.test_transformer import VARIANTS
 
@@ -88,9 +88,22 @@ def test_quantised_are_the_layers_that_int8_rounds_and_no_others() -> None:
         assert sum(before.bytes - after.bytes for before, after in pairs) == (4 - 1) * numbers
         assert sum(cost.work["linears"] for cost, _ in pairs) == 2 * tokens * numbers
         assert all(before.work == after.work for before, after in pairs)
-    once = [place for place in plain if place[1] is None]
+    once = [place for place in plain if place[1] is None and place[0] != "decode"]
     assert all(plain[place] == quantised[place] for place in once)
     assert not any("linears" in plain[place].work for place in plain if place[0] not in changed)
+
+
+def test_quantised_in_the_decoder_are_the_convolutions_of_blocks_and_doublings() -> None:
+    weights = [
+        conv.weight
+        for part in MultiScaleVQVAE(TINY_VQVAE).decoder.modules()
+        for conv in ([part.conv1, part.conv2] if isinstance(part, ResidualBlock) else [])
+        + ([part.conv] if isinstance(part, Double) else [])
+    ]
+    plain, quantised = (_costs(weight_size=size)["decode", None] for size in (None, 1))
+    assert plain.work == quantised.work
+    assert plain.bytes - quantised.bytes == (4 - 1) * sum(weight.numel() for weight in weights)
+    assert plain.work["convolutions"] > plain.work["decoder"] > 0
 
 
 def test_second_sum_of_f_hat_is_left_out_where_it_is_not_made() -> None:
