@@ -213,6 +213,9 @@ def scores(judged: Iterable[tuple[Asked, Verdict]]) -> dict[str, float]:
     note("background", ("one", "two", "counted"), lambda verdict: verdict.background_ok)
     note("number", ("counted",), lambda verdict: verdict.number_ok)
     note("number_and_object", ("counted",), lambda verdict: verdict.number_ok and verdict.things_ok)
+    note("two_common", ("two_common",), lambda verdict: verdict.things_ok)
+    note("number_common", ("counted_common",), lambda verdict: verdict.number_ok)
+    note("number_and_object_common", ("counted_common",), lambda verdict: verdict.number_ok and verdict.things_ok)
     note("synonym", ("synonym",), lambda verdict: verdict.things_ok)
     return found
 
@@ -293,7 +296,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.frechet:
         report["scores"] |= _distances(eye, known, more, options)
     for name, value in report["scores"].items():
-        print(f"{name:20}{value:8.2f}")
+        print(f"{name:26}{value:8.2f}")
     if options.json:
         rows = [{"kind": one.kind, "prompt": one.prompt, **asdict(verdict)} for one, verdict in judged]
         options.json.write_text(json.dumps(report | {"verdicts": rows}, indent=2) + "\n", encoding="utf-8")

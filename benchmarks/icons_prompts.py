@@ -17,13 +17,16 @@ from star_cli.data.icons.layout import IconScene
 from star_cli.data.icons.scenes import HELD_OUT_SEED, SceneMix, default_ground, scene
 from star_cli.data.icons.words import with_article
 
-WANTED = {"one": 200, "two": 150, "counted": 150}
-"""Prompts by kind: one thing on a held-out ground, two things never seen together, one to three of a kind."""
+WANTED = {"one": 200, "two": 150, "counted": 150, "two_common": 100, "counted_common": 100}
+"""Prompts by kind: one thing on a held-out ground, two things never seen together, one to three of a kind; the last two
+once more of common things (`IconObject.is_common`)."""
 SYNONYMS = 100
 _MIXES = {
     "one": SceneMix(plain=0, ground=1),
     "two": SceneMix(plain=0, pair=1),
     "counted": SceneMix(plain=0, ground=1, count=2),
+    "two_common": SceneMix(plain=0, pair=1, common=True),
+    "counted_common": SceneMix(plain=0, count=1, common=True),
 }
 
 
@@ -46,7 +49,7 @@ class Asked:
 
 
 def prompts(catalogue: Catalogue, seed: int = 0) -> list[Asked]:
-    """The 500 prompts, no caption twice.
+    """The prompts of every kind of `WANTED`, no caption twice.
 
     Args:
         catalogue: the objects that the model knows.

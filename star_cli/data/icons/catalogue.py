@@ -80,6 +80,8 @@ class IconObject:
     may_turn: bool
     """It is the same thing when turned a little."""
     look: Look
+    is_common: bool = False
+    """One of those that scenes of several things may keep to, see `SceneMix.common`."""
     body_names: tuple[str, ...] = ()
     """For the whole animal where another object is its face: the names of that one, said with a verb."""
 
@@ -110,6 +112,11 @@ class Catalogue:
     def keys(self) -> tuple[str, ...]:
         """Keys in order."""
         return tuple(self.by_key)
+
+    @cached_property
+    def common(self) -> tuple[IconObject, ...]:
+        """The common ones."""
+        return tuple(thing for thing in self.objects if thing.is_common)
 
     @property
     def fingerprint(self) -> str:
@@ -175,6 +182,7 @@ class _Row:
             may_flip="still" not in self.flags and self.category != "faces",
             may_turn="still" not in self.flags and self.category in ("food", "things") and self.stance == "free",
             look=look,
+            is_common="common" in self.flags,
             body_names=self.body_names,
         )
 

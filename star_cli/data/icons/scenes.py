@@ -49,6 +49,8 @@ class SceneMix(Config):
     """Three kinds in a row, or two of one and one of another."""
     jitter: float = 0.0
     """Places and sizes wander by up to this share, unsaid."""
+    common: bool = False
+    """Where several things stand together they are common ones, see `IconObject.is_common`."""
 
     def __post_init__(self) -> None:
         if min(self.weights) < 0 or sum(self.weights) <= 0 or not 0 <= self.jitter <= 0.2:
@@ -65,7 +67,7 @@ MIXES = {
     "simple": SceneMix(),
     "grounds": SceneMix(plain=0.35, ground=0.65),
     "usual": SceneMix(usual=0.5, plain=0.2, ground=0.3),
-    "composed": SceneMix(usual=0.4, plain=0.14, ground=0.2, posed=0.04, count=0.12, pair=0.1),
+    "composed": SceneMix(usual=0.26, plain=0.1, ground=0.2, count=0.26, pair=0.18, common=True),
     "full": SceneMix(plain=0.2, ground=0.24, posed=0.14, count=0.16, pair=0.2, group=0.06),
 }
 """Mixtures by name, from the easiest to the hardest."""
@@ -83,10 +85,11 @@ def check_objects(catalogue: Catalogue, mix: SceneMix) -> None:
     """
     needs = [_NEEDED.get(kind, (1, 0)) for kind, weight in zip(KINDS, mix.weights, strict=True) if weight > 0]
     needed, counted = (max(column) for column in zip(*needs, strict=True))
-    found, hint = len(catalogue.objects), f"{_MORE_OBJECTS}, or a simpler mix, such as grounds"
+    objects = catalogue.common if mix.common else catalogue.objects
+    found, hint = len(objects), f"{_MORE_OBJECTS}, or a simpler mix, such as grounds"
     if found < needed:
         raise OptionError(f"this mix of scenes shows {needed} kinds of things at once, and there are {found}", hint)
-    if sum(thing.may_be_counted for thing in catalogue.objects) < counted:
+    if sum(thing.may_be_counted for thing in objects) < counted:
         raise OptionError(f"this mix of scenes counts things, and none of these {found} can be counted", hint)
 
 
@@ -136,11 +139,14 @@ def default_ground(things: Iterable[IconObject]) -> str:
     return "light blue" if any(thing.look.is_pale for thing in things) else "white"
 
 
-def _choose(catalogue: Catalogue, rng: random.Random, count: int = 1, is_counted: bool = False) -> list[IconObject]:
+def _choose(
+    catalogue: Catalogue, rng: random.Random, count: int = 1, is_counted: bool = False, is_common: bool = False
+) -> list[IconObject]:
     """Kinds of things, each once."""
+    objects = catalogue.common if is_common else catalogue.objects
     chosen: list[IconObject] = []
     while len(chosen) < count:
-        thing = rng.choice(catalogue.objects)
+        thing = rng.choice(objects)
         if thing not in chosen and (thing.may_be_counted or not is_counted):
             chosen.append(thing)
     return chosen
@@ -228,7 +234,7 @@ def _draw_posed(catalogue: Catalogue, mix: SceneMix, rng: random.Random) -> Icon
 
 
 def _draw_count(catalogue: Catalogue, mix: SceneMix, rng: random.Random) -> IconScene:
-    (thing,) = _choose(catalogue, rng, is_counted=True)
+    (thing,) = _choose(catalogue, rng, is_counted=True, is_common=mix.common)
     (number,) = rng.choices((2, 3, 4), (45, 40, 15))
     ground = any_ground([thing], rng, plain=0.6)
     if number == 4 and ground in GROUNDED:
@@ -237,7 +243,7 @@ def _draw_count(catalogue: Catalogue, mix: SceneMix, rng: random.Random) -> Icon
 
 
 def _draw_pair(catalogue: Catalogue, mix: SceneMix, rng: random.Random) -> IconScene:
-    first, second = _choose(catalogue, rng, 2)
+    first, second = _choose(catalogue, rng, 2, is_common=mix.common)
     relation: Relation = rng.choices(("beside", "above", "in front"), (50, 30, 20))[0]
     ground = any_ground([first, second], rng, plain=0.6)
     return _finish(ground, arrange(first, second, relation, ground), mix, rng, relation)
@@ -245,11 +251,12 @@ def _draw_pair(catalogue: Catalogue, mix: SceneMix, rng: random.Random) -> IconS
 
 def _draw_group(catalogue: Catalogue, mix: SceneMix, rng: random.Random) -> IconScene:
     if rng.random() < 0.5:
-        things = _choose(catalogue, rng, 3)
+        things = _choose(catalogue, rng, 3, is_common=mix.common)
     else:
-        (many,), (one,) = _choose(catalogue, rng, is_counted=True), _choose(catalogue, rng)
+        (many,) = _choose(catalogue, rng, is_counted=True, is_common=mix.common)
+        one = many
         while one == many:
-            (one,) = _choose(catalogue, rng)
+            (one,) = _choose(catalogue, rng, is_common=mix.common)
         things = [many, many, one]
     ground = any_ground(things, rng, plain=0.7)
     return _finish(ground, together(things, ground), mix, rng, "row")

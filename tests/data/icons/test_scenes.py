@@ -146,6 +146,19 @@ def test_labels_tell_scenes_apart_and_fit_their_choices(catalogue: Catalogue) ->
         assert named == shown.counts
 
 
+def test_several_things_are_common_ones_where_the_mix_says_so(catalogue: Catalogue) -> None:
+    common = {thing.key for thing in catalogue.common}
+    assert {"cat", "apple"} < common < set(catalogue.keys)
+    mix = SceneMix(plain=1, count=1, pair=1, group=1, common=True)
+    single = set()
+    for shown in some_scenes(catalogue, mix, count=600):
+        if len(shown.items) > 1:
+            assert set(shown.keys) <= common
+        else:
+            single |= set(shown.keys)
+    assert single - common
+
+
 @pytest.mark.parametrize("fields", [{"plain": 0.0}, {"plain": -1.0}, {"jitter": 0.5}])
 def test_a_mix_must_mean_something(fields: dict[str, float]) -> None:
     with pytest.raises(OptionError, match="mix"):
