@@ -10,18 +10,17 @@ Letters: B images, H W pixels.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from star_cli import __version__
 from star_cli.asked import checked_resolution
 from star_cli.checkpoints.folder import usual_resolution
 from star_cli.checkpoints.known import SHIPPED, find_model
 from star_cli.generated import GeneratedImage
+from star_cli.generation.decoding import TokenDecoder
 from star_cli.generation.drawn import Drawn, OnScale, progress_of_pass
 from star_cli.generation.official import as_published, decode_as_published
 from star_cli.generation.options import SamplingOptions, check_compat
@@ -33,9 +32,7 @@ from star_cli.jobs import ImageJob, jobs_of
 from star_cli.models.condition import ClassCondition, Condition
 from star_cli.models.float32 import exact_float32
 from star_cli.models.int8 import quantize_blocks
-from star_cli.models.int8_convolution import Int8Convolution, has_int8_convolutions
 from star_cli.models.schedule import ScaleSchedule
-from star_cli.models.strips import StripDecoder, in_floats
 from star_cli.models.text import TextEncoder
 from star_cli.models.transformer import StarTransformer
 from star_cli.models.vqvae import MultiScaleVQVAE
@@ -94,6 +91,7 @@ class StarPipeline:
         self.max_batch = max_batch
         self.words = words
         self.quantize = quantize
+        self.decoder = TokenDecoder(vqvae, is_rounded=quantize is not None)
         self._nothing: Condition | None = None  # features of the empty prompt, once they are asked for
 
     @classmethod
@@ -259,8 +257,8 @@ class StarPipeline:
             drawn = self._draw(told, schedule, options, random_generators([job.seed for job in jobs]), on_scale)
         for row, job in enumerate(jobs):
             token_maps = [token_map[row] for token_map in drawn.token_maps]
-            f_hat = drawn.f_hat if options.smooth else self._f_hat(token_maps, schedule)
-            pixels, recipe = self._decode(f_hat), self._recipe(job, res, options)
+            f_hat = drawn.f_hat if options.smooth else self.decoder.f_hat(token_maps, schedule)
+            pixels, recipe = to_uint8(self.decoder.pixels(f_hat)), self._recipe(job, res, options)
             yield GeneratedImage(pixels, recipe, [token_map.cpu() for token_map in token_maps])
 
     def _draw(
@@ -295,25 +293,6 @@ class StarPipeline:
             pixels = decode_as_published(self.vqvae, drawn.f_hat, self.class_count is not None)
         token_maps = [token_map[0].cpu() for token_map in drawn.token_maps]
         return GeneratedImage(to_uint8_truncated(pixels).cpu(), self._recipe(job, res, options), token_maps)
-
-    @torch.inference_mode()
-    def _f_hat(self, token_maps: list[Tensor], schedule: ScaleSchedule) -> Tensor:
-        """f_hat of one image, (1, C, h, w), anew from its tokens: the last bits of a batch's depend on its size."""
-        tokens = [token_map.flatten()[None] for token_map in token_maps]  # (1, l) of each scale
-        with exact_float32(self.device):
-            return self.vqvae.quantizer.decode_tokens(tokens, schedule)
-
-    @torch.inference_mode()
-    def _decode(self, f_hat: Tensor) -> Tensor:
-        """Pixels (H, W, 3) uint8 of one image. Alone, for the decoder's activations are the peak of the memory."""
-        decode = self._strip_decoder if self.device.type == "cpu" else self.vqvae.decode
-        with exact_float32(self.device):
-            return to_uint8(decode(f_hat)[0].cpu())
-
-    @cached_property
-    def _strip_decoder(self) -> StripDecoder:
-        is_rounded = self.quantize is not None and has_int8_convolutions()
-        return StripDecoder(self.vqvae, convolution=Int8Convolution if is_rounded else in_floats)
 
     def _draws_singly(self, options: SamplingOptions) -> bool:
         """Whether rounding that depends on the size of a batch would show: images are then drawn one at a time.

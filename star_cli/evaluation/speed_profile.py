@@ -117,8 +117,8 @@ def _watched(pipe: StarPipeline) -> Iterator[tuple[str, Any, str]]:
     yield "quantizer", quantizer, "look_up"
     yield "quantizer", quantizer, "add_scale"
     yield "quantizer", quantizer, "next_input"
-    yield "quantizer", pipe, "_f_hat"  # the second sum, from the tokens alone
-    yield "decode", pipe, "_decode"  # whatever decoder the device gets
+    yield "quantizer", pipe.decoder, "f_hat"  # the second sum, from the tokens alone
+    yield "decode", pipe.decoder, "pixels"  # whatever decoder the device gets
 
 
 @contextmanager
@@ -129,7 +129,7 @@ def clocks_around(pipe: StarPipeline, scales: int) -> Iterator[Clocks]:
         for part, owner, name in _watched(pipe):
             stack.callback(_put_back, owner, name, name in vars(owner), getattr(owner, name))
             # what the pipeline itself does is before or after the loop of scales
-            setattr(owner, name, clocks.timed(part, getattr(owner, name), is_once=owner is pipe))
+            setattr(owner, name, clocks.timed(part, getattr(owner, name), is_once=owner in (pipe, pipe.decoder)))
         yield clocks
 
 

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from star_cli.generation.decoding import TokenDecoder
 from star_cli.images import to_uint8
 from star_cli.models import int8_convolution
 from star_cli.models.int8 import round_rows
@@ -88,7 +89,7 @@ def test_quantised_pipeline_decodes_in_int8(tiny_model_folder: str) -> None:
         for how in (None, "int8")
     )
     (image,) = rounded("a red circle")
-    f_hat = plain._f_hat(image.token_maps, plain.schedules[image.recipe["res"]])
+    f_hat = TokenDecoder(plain.vqvae).f_hat(image.token_maps, plain.schedules[image.recipe["res"]])
     assert torch.equal(to_uint8(StripDecoder(plain.vqvae, convolution=Int8Convolution)(f_hat)[0]), image.pixels)
 
 
@@ -103,5 +104,5 @@ def test_torch_without_them_decodes_as_before(tiny_model_folder: str, monkeypatc
         (image,) = pipe("a red circle")
     finally:
         has_int8_convolutions.cache_clear()
-    f_hat = pipe._f_hat(image.token_maps, pipe.schedules[image.recipe["res"]])
+    f_hat = TokenDecoder(pipe.vqvae).f_hat(image.token_maps, pipe.schedules[image.recipe["res"]])
     assert torch.equal(to_uint8(StripDecoder(pipe.vqvae)(f_hat)[0]), image.pixels)
