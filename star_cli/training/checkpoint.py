@@ -20,10 +20,15 @@ from torch import Tensor
 
 from star_cli.errors import TrainingError
 
-FORMAT = 2
+FORMAT = 3
 OLD_NAME = "checkpoint.pt"  # the only one of a run, before checkpoints carried their step
 _NAME = re.compile(r"checkpoint-(\d{8})(\.pt)?")
 _DAMAGE = (OSError, RuntimeError, pickle.UnpicklingError, EOFError, KeyError, ValueError)
+
+
+class NewerFormatError(TrainingError):
+    """A checkpoint that a newer version wrote: no damage, so none before it may take its place."""
+
 
 OnNote = Callable[[str], None]
 """Told what the user should know though the work goes on."""
@@ -68,7 +73,7 @@ def save_checkpoint(folder: Path, state: dict[str, Any]) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         try:
             with temporary.open("wb") as file:
-                torch.save({"format": FORMAT, **state}, file)
+                torch.save(state, file)
                 file.flush()
                 os.fsync(file.fileno())
             temporary.replace(path)
@@ -132,8 +137,8 @@ def load_checkpoint(path: Path, layout: Layout | None = None) -> dict[str, Any]:
 
     try:
         if path.is_dir():
-            return shares.load(path, layout)
-        state = _upgraded(torch.load(path, map_location="cpu", weights_only=True))
+            return _upgraded(path, shares.load(path, layout))
+        state = _upgraded(path, torch.load(path, map_location="cpu", weights_only=True))
         return state if layout is None else shares.lay_out(state, layout)
     except _DAMAGE as error:
         raise _unreadable(path, error) from error
@@ -143,12 +148,14 @@ def load_newest(folder: Path, layout: Layout | None, on_note: OnNote) -> tuple[P
     """The newest checkpoint of a run that can be read; None when there is none at all.
 
     Raises:
-        TrainingError: there are some, and none can be read.
+        TrainingError: there are some, and none can be read; or the newest is of a newer version.
     """
     failure: TrainingError | None = None
     for path in list_checkpoints(folder):
         try:
             return path, load_checkpoint(path, layout)
+        except NewerFormatError:
+            raise
         except TrainingError as error:
             on_note(f"{error}; trying the checkpoint before")
             failure = error
@@ -192,8 +199,13 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _upgraded(state: dict[str, Any]) -> dict[str, Any]:
-    """Checkpoints of version 1 had the random state of torch on one process, and no settings."""
+def _upgraded(path: Path, state: dict[str, Any]) -> dict[str, Any]:
+    """Version 1 had the random state of torch on one process, and no settings; up to 2 stage 1 kept a bound."""
+    if (version := state.get("format", 1)) > FORMAT:
+        raise NewerFormatError(
+            f"{path} is of format {version}, this version of star reads up to {FORMAT}", "go on with the newer version"
+        )
+    state["stage"].pop("average.dead_below", None)
     if isinstance(state["rng"], Tensor):
         return {**state, "rng": [{"torch": state["rng"]}]}
     return state

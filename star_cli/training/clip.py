@@ -72,6 +72,10 @@ class ClipStageConfig(Config):
             raise OptionError(f"image_size {self.image_size} must be divisible by patch {self.patch}")
         if self.families < 2 or self.variants < 0 or self.batch_size < 2:
             raise OptionError("a batch needs at least two families or pictures, and no fewer than zero variants")
+        if not 0 <= self.reading_share <= 1:
+            raise OptionError(f"reading_share must be from 0 to 1, not {self.reading_share}")
+        if self.reading_batch_size < 1:
+            raise OptionError(f"reading_batch_size must be at least 1, not {self.reading_batch_size}")
 
     @property
     def open_clip_config(self) -> dict[str, Any]:

@@ -49,6 +49,8 @@ class PicturePairs(BatchSource):
         seed: decides order, crops and choice of captions.
     """
 
+    reads_pictures = True
+
     def __init__(self, pictures: CaptionedImages, config: ClipStageConfig, crop: Crop, seed: int):
         self.pictures, self.config, self.seed = pictures, config, seed
         self.crop: Crop = crop
@@ -96,7 +98,8 @@ class ClipStage(Stage):
         """The contrastive loss and the reading loss."""
         # captions are short: on a CPU the fused kernel's backward costs more than it saves
         with sdpa_kernel(SDPBackend.MATH):
-            return clip_loss(self.clip, batch, self.reader, self.reading_weight)
+            loss, figures = clip_loss(self.clip, batch, self.reader, self.reading_weight)
+        return loss, figures | self.unreadable_figure(batch.skipped)
 
     @property
     def is_judged(self) -> bool:

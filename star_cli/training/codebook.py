@@ -75,14 +75,12 @@ class CodebookAverage(nn.Module):
 
     counts: Tensor
     sums: Tensor
-    dead_below: Tensor
 
     def __init__(self, codes: int, width: int, config: VQVAEStageConfig):
         super().__init__()
         self.config = config
         self.register_buffer("counts", torch.zeros(codes))
         self.register_buffer("sums", torch.zeros(codes, width))
-        self.register_buffer("dead_below", torch.zeros(()))
         self._noted: tuple[Tensor, Tensor] | None = None
         self._residuals: Sequence[Tensor] = ()
         self._has_started = False
@@ -116,7 +114,7 @@ class CodebookAverage(nn.Module):
 
     @torch.no_grad()
     def move(self, quantizer: MultiScaleQuantizer) -> None:
-        """Move the codebook by what was noted since the last time; without notes it stays.
+        """Move the codebook by what was noted since the last time; without notes, or finite ones, it stays.
 
         Args:
             quantizer: owner of the codebook, whose weight is overwritten.
@@ -124,27 +122,28 @@ class CodebookAverage(nn.Module):
         if self._noted is None:
             return
         counts, sums = (sum_over_ranks(each) for each in self._noted)
+        residuals, self._noted, self._residuals = self._residuals, None, ()
+        if not sums.isfinite().all():  # an average would keep it for good; the sums tell every process the same
+            return
         chosen = round(counts.sum().item())
         self.counts.lerp_(counts, 1 - self.config.codebook_decay)
         self.sums.lerp_(sums, 1 - self.config.codebook_decay)
-        self.dead_below.fill_(self.config.revive_below * chosen / len(self.counts))
         codes = quantizer.codebook.weight
         if self.config.codebook == "average":
-            self._revive(chosen)
+            self._revive(residuals, chosen)
             # a code that nothing chose for thousands of steps has no mean left, and stays where it was
             kept = self.counts > torch.finfo(torch.float32).tiny
             codes.copy_(torch.where(kept[:, None], self.sums / self.counts[:, None], codes))
         else:
-            revived, places = self._revive(chosen)
+            revived, places = self._revive(residuals, chosen)
             codes[revived] = places
-        self._noted, self._residuals = None, ()
 
-    def _revive(self, chosen: int) -> tuple[Tensor, Tensor]:
+    def _revive(self, noted: Sequence[Tensor], chosen: int) -> tuple[Tensor, Tensor]:
         """Give dead codes the place of a residual each: which they are, (V,) bool, and the places, (dead, Z)."""
-        dead = self.counts < self.dead_below
+        dead = self.counts < self.config.revive_below * chosen / len(self.counts)
         if not dead.any():
             return dead, self.sums[:0]
-        residuals = torch.cat([gather_rows(each).flatten(0, 1) for each in self._residuals])
+        residuals = torch.cat([gather_rows(each).flatten(0, 1) for each in noted])
         picked = torch.randint(len(residuals), (int(dead.sum()),)).to(residuals.device)
         places = residuals[of_first_rank(picked)]
         self.counts[dead] = chosen / len(self.counts) * 0.1

@@ -82,17 +82,18 @@ class LoopConfig(Config):
         for name in ("steps", "save_every", "accumulate", "keep_last", "log_every"):
             if getattr(self, name) < 1:
                 raise OptionError(f"{name} must be at least 1, not {getattr(self, name)}")
-        for name in ("workers", "max_skipped", "preview_every", "evaluate_every", "warmup_steps", "lora_rank"):
-            if getattr(self, name) < 0:
+        counts = ("workers", "max_skipped", "preview_every", "evaluate_every", "warmup_steps", "lora_rank")
+        for name in (*counts, "matrix_learning_rate", "weight_decay", "final_rate"):
+            if not getattr(self, name) >= 0:  # a rate may be no number
                 raise OptionError(f"{name} must be at least 0, not {getattr(self, name)}")
         if unknown := sorted(set(self.track) - set(TRACKERS)):
             raise OptionError(f"no tracker {', '.join(unknown)}", f"known: {', '.join(TRACKERS)}")
-        if not self.learning_rate > 0:
-            raise OptionError(f"learning_rate must be positive, not {self.learning_rate}")
-        if not self.matrix_learning_rate >= 0:
-            raise OptionError(f"matrix_learning_rate must be at least 0, not {self.matrix_learning_rate}")
-        if not 0 <= self.ema_decay < 1:
-            raise OptionError(f"ema_decay must be at least 0 and below 1, not {self.ema_decay}")
+        for name in ("learning_rate", "clip_norm", "lora_alpha"):
+            if not getattr(self, name) > 0:
+                raise OptionError(f"{name} must be positive, not {getattr(self, name)}")
+        for name in ("beta1", "beta2", "ema_decay"):
+            if not 0 <= getattr(self, name) < 1:
+                raise OptionError(f"{name} must be at least 0 and below 1, not {getattr(self, name)}")
 
 
 def read_toml(path: Path) -> dict[str, Any]:

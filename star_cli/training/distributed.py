@@ -152,7 +152,10 @@ def wrap(stage: Stage, config: LoopConfig, processes: Processes) -> nn.Module:
         torch.manual_seed(torch.initial_seed() + processes.rank)  # each process draws its own noise
     if config.parallel == "fsdp":
         if stage.needs_whole:
-            raise OptionError(f"stage {stage.name} needs whole weights, FSDP holds shares", 'set loop.parallel = "ddp"')
+            raise OptionError(
+                f"stage {stage.name} needs its weights whole and in place, FSDP learns on a copy in shares",
+                'set loop.parallel = "ddp"',
+            )
         return _fully_shard(stage, config, processes)
     stage.to_device(processes.device)
     _compile(stage, config)

@@ -57,7 +57,8 @@ class TrainingRun(RunState):
         """Run to the last step, saving on the way; when asked to stop, finish the step, save, and stop.
 
         Raises:
-            TrainingError: no finite step for too long, out of memory, or a checkpoint cannot be written.
+            TrainingError: no finite step for too long, out of memory, a checkpoint cannot be written, or the signal to
+                stop ended nothing.
         """
         self.engine.train()
         is_main = self.processes.is_main
@@ -78,6 +79,11 @@ class TrainingRun(RunState):
         finally:
             for tracker in trackers:
                 tracker.close()
+        if self.step < self.config.steps:
+            raise TrainingError(
+                f"stage {self.stage.name} was asked to stop after step {self.step} of {self.config.steps}",
+                "call it again: it goes on from there",
+            )
         self.finish()
 
     def _steps(self, on_progress: OnProgress | None, trackers: Sequence[Tracker], stop: StopRequest) -> None:

@@ -8,6 +8,7 @@ Letters: R rank.
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import torch.nn.functional as F
@@ -20,7 +21,7 @@ ADAPTER = "default"
 
 
 def add_adapters(stage: Stage, rank: int, alpha: float) -> None:
-    """Put adapters beside all linear layers that the stage adapts; nothing else of the stage learns any more.
+    """Put adapters beside all linear layers that learn in what the stage adapts; nothing else of it learns any more.
 
     Args:
         stage: whose `adapted` module is changed in place.
@@ -38,9 +39,14 @@ def add_adapters(stage: Stage, rank: int, alpha: float) -> None:
         raise OptionError(
             "peft is not installed", "pip install 'star-cli[train]', or set loop.lora_rank = 0"
         ) from error
-    names = [name for name, module in target.named_modules() if isinstance(module, nn.Linear)]
+    names = [
+        re.escape(name)
+        for name, module in target.named_modules()
+        if isinstance(module, nn.Linear) and module.weight.requires_grad
+    ]
     kind: Any = LoraConfig  # peft names the gain a whole number; it divides it by the rank, and any number does
-    config = kind(r=rank, lora_alpha=alpha, lora_dropout=0.0, bias="none", target_modules=names)
+    # one pattern for whole names: of a list, peft takes each for the end of a name
+    config = kind(r=rank, lora_alpha=alpha, lora_dropout=0.0, bias="none", target_modules="|".join(names))
     config._register_custom_module({nn.Linear: _adapted_linear()})
     stage.requires_grad_(False)
     inject_adapter_in_model(config, target, adapter_name=ADAPTER)

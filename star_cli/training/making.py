@@ -12,6 +12,7 @@ import torch
 from star_cli.checkpoints.folder import TEXT_FOLDER, ModelFolder
 from star_cli.checkpoints.known import find_model
 from star_cli.errors import OptionError, TrainingError
+from star_cli.images import write_whole
 from star_cli.models.config import TextEncoderConfig, TransformerConfig
 from star_cli.models.text import TextEncoder, load_text_encoder
 from star_cli.models.transformer import StarTransformer
@@ -24,7 +25,8 @@ from star_cli.training.config import LoopConfig, read_toml
 from star_cli.training.distributed import is_main, join, main_first
 from star_cli.training.initialise import take_over
 from star_cli.training.loop import OnProgress, Stage, is_finished, train_stage
-from star_cli.training.recipe import STAGES, Recipe, StarRecipe, check_schedules
+from star_cli.training.recipe import STAGES, Recipe, StarRecipe
+from star_cli.training.recipe_checks import check_levels, check_schedules
 from star_cli.training.recipe_sources import OnCache, RecipeSources
 from star_cli.training.stable import StableStage, add_stable_head
 from star_cli.training.star import StarStage
@@ -64,7 +66,7 @@ class Made:
     seconds: dict[str, float]
     """Training time of each stage."""
     words: frozenset[str] | None
-    """All words of its captions; None: not counted."""
+    """All words that its text encoder has read in captions; None: not counted."""
 
 
 class Maker:
@@ -106,6 +108,8 @@ class Maker:
         self._asked = stage
         if self.recipe.vqvae is None:  # else the recipe has checked it
             check_schedules(self.recipe.schedules, self._base.vqvae.factor, f"the VQVAE of {self._base.name}")
+        if self.recipe.star is None:
+            check_levels(self.recipe, self._base.schedules, self._base.name)
         if self.resume == "never":  # before any work
             refuse_a_run(self.run / stage)
         for earlier in self._needed_by(stage):
@@ -234,7 +238,7 @@ class Maker:
             state = self._base_transformer.state_dict()
         transformer.load_state_dict(state)
         assert recipe.finetune is not None
-        source = recipe.schedules[recipe.finetune.levels_from or min(trained)]
+        source = recipe.schedules[recipe.finetune.levels_from or min(trained & set(recipe.schedules))]
         for resolution in sorted({portion.resolution for portion in recipe.finetune.portions} - trained):
             generator = torch.Generator().manual_seed(recipe.seed)
             copy_levels(transformer, source, recipe.schedules[resolution], recipe.finetune.levels_by, generator)
@@ -269,7 +273,7 @@ class Maker:
         """What the text encoder, or the base model's, has read in captions."""
         if self.recipe.clip is None:
             return self._base.words
-        return self._sources.words
+        return self._sources.words(self.recipe.clip.source)
 
     def _learn(self, stage: Stage, loop: LoopConfig) -> None:
         is_asked = stage.name == self._asked
@@ -287,4 +291,4 @@ class Maker:
         """Not before the stage may go on: a recipe that is refused must not stand for what was trained."""
         if is_main():
             self.run.mkdir(parents=True, exist_ok=True)
-            (self.run / RECIPE_FILE).write_text(self.recipe.to_toml(), encoding="utf-8")
+            write_whole(self.run / RECIPE_FILE, self.recipe.to_toml().encode(), overwrite=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from io import BytesIO
 from itertools import chain, islice
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from star_cli.data import shapes
 from star_cli.generation.options import SamplingOptions
 from star_cli.generation.randomness import random_generators
 from star_cli.generation.sampler import draw
+from star_cli.images import write_whole
 from star_cli.models.schedule import ScaleSchedule
 from star_cli.models.text import TextEncoder
 from star_cli.models.transformer import StarTransformer
@@ -57,4 +59,11 @@ def save_grid(images: Tensor, path: Path, columns: int) -> None:
     white = images.new_ones((-len(images) % columns, *images.shape[1:]))
     rows = [torch.cat(list(row), dim=-1) for row in torch.cat([images, white]).split(columns)]
     pixels = (torch.cat(rows, dim=-2).float().clamp(-1, 1) * 127.5 + 127.5).round().to(torch.uint8)
-    Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy()).save(path)
+    buffer = BytesIO()
+    Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy()).save(buffer, "PNG")
+    write_whole(path, buffer.getvalue(), overwrite=True)
+
+
+def save_prompts(prompts: Sequence[str], path: Path) -> None:
+    """Write what a preview was drawn from beside it, one a line."""
+    write_whole(path.with_suffix(".txt"), "".join(f"{prompt}\n" for prompt in prompts).encode(), overwrite=True)

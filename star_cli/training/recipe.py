@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
@@ -14,13 +14,12 @@ from star_cli.models.upscale import LevelRule
 from star_cli.training.clip import ClipStageConfig
 from star_cli.training.config import LoopConfig
 from star_cli.training.fields import to_toml
+from star_cli.training.recipe_checks import check_parts
 from star_cli.training.stable import StableStageConfig
 from star_cli.training.star import StarStageConfig
 from star_cli.training.star_batches import Portion
-from star_cli.training.vqvae_batches import check_crops
 from star_cli.training.vqvae_config import VQVAEStageConfig
 
-STORED = ("float32", "bfloat16", "float16")
 STAGES = ("clip", "vqvae", "star", "finetune", "stable")
 """Sections that train something, in this order."""
 PLAIN = ("name", "seed", "licence", "default_resolution", "store", "base")
@@ -46,6 +45,16 @@ class DataConfig(Config):
         self._check_choices()
         if not self.source:
             raise OptionError("data.source must say what to learn from")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResolutionConfig(Config):
+    """The scale schedule of a resolution, written out."""
+
+    sides: tuple[int, ...]
+    """Side of each token map, from the start map to the whole latent."""
+    first_level: int
+    """Row of the level embedding for the first of them; each resolution has rows of its own."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,6 +124,11 @@ class StableRecipe(Config):
     version: Literal["1024", "new"] = "new"
     """How it is used: `TransformerConfig.stable_version`."""
 
+    def __post_init__(self) -> None:
+        self._check_choices()
+        if self.first_scale < 0 or self.blocks < 1:
+            raise OptionError("[stable] needs at least one block, and a first_scale of at least 0")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe(Config):
@@ -146,37 +160,7 @@ class Recipe(Config):
     stable: StableRecipe | None = None
 
     def __post_init__(self) -> None:
-        self._check_parts_fit()
-
-    def _check_parts_fit(self) -> None:
-        """What would otherwise be found out after an hour."""
-        if self.store not in STORED:
-            raise OptionError(f"store must be one of {', '.join(STORED)}, not {self.store}")
-        if self.default_resolution not in self.schedules:
-            raise OptionError(f"default_resolution {self.default_resolution} has no schedule")
-        needs_base = [name for name in ("clip", "vqvae", "star") if getattr(self, name) is None]
-        if needs_base and not self.base:
-            raise OptionError(
-                f"the recipe has no section {needs_base[0]}, and no base model to take that part from",
-                'add the section, or base = "MODEL"',
-            )
-        for name in ("star", "finetune", "stable"):
-            if (drawn := getattr(self, name)) is not None:
-                _check_portions(name, drawn.portions, self.schedules)
-        if self.star is not None and self.star.loop.lora_rank:
-            raise OptionError(
-                "[star] begins with random weights, which adapters would leave as they are",
-                "set star.loop.lora_rank = 0; a finetune takes adapters",
-            )
-        for part in (self.star, self.finetune):
-            if part and part.levels_from and part.levels_from not in self.schedules:
-                raise OptionError(f"levels_from {part.levels_from} has no schedule")
-        if self.vqvae is not None:
-            self._check_vqvae(self.vqvae)
-
-    def _check_vqvae(self, part: VQVAERecipe) -> None:
-        check_schedules(self.schedules, part.model.factor, "the recipe's VQVAE")
-        check_crops(part.stage, min(self.schedules), part.model.factor)
+        check_parts(self)
 
     @property
     def stages(self) -> tuple[str, ...]:
@@ -236,40 +220,14 @@ class Recipe(Config):
     def to_toml(self) -> str:
         """`to_dict` as TOML, each field explained."""
         kinds: dict[str, type[Config]] = {"": Recipe, "data": DataConfig, "sampling": SamplingOptions}
+        kinds |= {f"resolutions.{resolution}": ResolutionConfig for resolution in self.schedules}
         for name in self.stages:
             part = getattr(self, name)
+            kinds[name] = type(part)
             kinds |= {f"{name}.{field.name}": type(getattr(part, field.name)) for field in fields(part)}
             kinds[f"{name}.portions"] = Portion
         kinds["star.model"] = TransformerConfig
         return to_toml(self.to_dict(), kinds)
-
-
-def check_schedules(schedules: Mapping[int, ScaleSchedule], factor: int, whose: str) -> None:
-    """Does each schedule end at the side that a VQVAE makes of its resolution?
-
-    Args:
-        schedules: by resolution in pixels.
-        factor: pixels a side of one token.
-        whose: the VQVAE, for the message.
-    Raises:
-        OptionError: one does not.
-    """
-    for resolution, schedule in schedules.items():
-        if schedule.last_side * factor != resolution:
-            raise OptionError(
-                f"the schedule of {resolution} px ends at {schedule.last_side * factor} px",
-                f"{whose} makes one token of {factor} x {factor} px",
-            )
-
-
-def _check_portions(stage: str, portions: Sequence[Portion], schedules: Mapping[int, ScaleSchedule]) -> None:
-    if not portions:
-        raise OptionError(f"[{stage}] has no portions, so there is nothing to learn", "say at least one")
-    for portion in portions:
-        if portion.resolution not in schedules or portion.scales > len(schedules[portion.resolution]):
-            raise OptionError(
-                f"portion of {portion.scales or 'all'} scales at {portion.resolution} px fits no schedule"
-            )
 
 
 def _tokens(portion: Portion, schedules: Mapping[int, ScaleSchedule]) -> int:

@@ -18,6 +18,7 @@ from star_cli.training.recipe import (
     ClipRecipe,
     DataConfig,
     Recipe,
+    ResolutionConfig,
     StableRecipe,
     StarRecipe,
     VQVAERecipe,
@@ -120,11 +121,12 @@ def _schedules(values: Mapping[str, Any]) -> dict[int, ScaleSchedule]:
     """Each resolution has level rows of its own, in the order of the file, unless `first_level` says which."""
     schedules, level = {}, 0
     for resolution, said in values.items():
-        sides, first = (said["sides"], said["first_level"]) if isinstance(said, Mapping) else (said, level)
+        told = said if isinstance(said, Mapping) else {"sides": said, "first_level": level}
         if not str(resolution).isdecimal():
             raise OptionError(f"resolutions.{resolution}: a resolution is a whole number of pixels")
-        schedules[int(resolution)] = ScaleSchedule(tuple(sides), first)
-        level = max(level, first + len(sides))
+        own = ResolutionConfig.from_dict(told)
+        schedules[int(resolution)] = ScaleSchedule(own.sides, own.first_level)
+        level = max(level, own.first_level + len(own.sides))
     return dict(sorted(schedules.items()))
 
 

@@ -64,10 +64,9 @@ class RecipeSources:
             return others
         return Part(pictures, range(min(count, len(pictures)))) if name else None
 
-    @property
-    def words(self) -> frozenset[str] | None:
-        """Of the recipe's captions; None: not counted."""
-        return (self._pictures or ShapeScenes(1)).words
+    def words(self, source: str) -> frozenset[str] | None:
+        """Of a source's captions, named as in `pictures`; None: not counted."""
+        return (self.pictures(source) or ShapeScenes(1)).words
 
     def batches(
         self,

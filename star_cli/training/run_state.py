@@ -14,6 +14,7 @@ from star_cli.errors import OptionError, TrainingError
 from star_cli.training import lora, settings
 from star_cli.training.average import MovingAverage
 from star_cli.training.checkpoint import (
+    FORMAT,
     OnNote,
     load_checkpoint,
     load_newest,
@@ -63,7 +64,7 @@ class RunState:
         self.seconds = 0.0
         self.skipped = 0
         self.skipped_in_row = 0
-        self.best: dict[str, float] = {}
+        self.best: dict[str, Any] = {}
         self.since_save = Means()
         self._saved_at = 0
 
@@ -104,6 +105,7 @@ class RunState:
 
     def _state(self, rng: list[dict[str, Any]]) -> dict[str, Any]:
         return {
+            "format": FORMAT,
             "stage": self._stage_state(),
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "average": self.average.values,
@@ -132,7 +134,7 @@ class RunState:
         name = self.config.keep_best
         value = means.get(name.removeprefix("-"), math.nan) * (-1.0 if name.startswith("-") else 1.0)
         if math.isfinite(value) and (not self.best or value < self.best["value"]):
-            self.best = {"step": float(self.step), "value": value}
+            self.best = {"step": float(self.step), "value": value, "metric": name}
 
     def _check_metric(self, means: Mapping[str, float]) -> None:
         """Does `keep_best` name one of the metrics?
@@ -178,6 +180,8 @@ class RunState:
         self._saved_at = state["step"]
         self.step, self.seconds, self.skipped = state["step"], state["seconds"], state["skipped"]
         self.skipped_in_row, self.best = state.get("skipped_in_row", 0), dict(state.get("best", {}))
+        if self.best.get("metric", self.config.keep_best) != self.config.keep_best:  # older ones did not say which
+            self.best = {}
         if self.processes.rank < len(state["rng"]):
             set_random_state(state["rng"][self.processes.rank])
         return True

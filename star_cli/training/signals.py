@@ -26,13 +26,15 @@ def stop_on_signal() -> Iterator[StopRequest]:
 
     After the block the signal is raised again, for whoever handles it outside: Python by a KeyboardInterrupt, the
     command line by its exit code, nobody by ending the process. An error in the block goes first. Off the main thread,
-    where Python hears no signals, nothing is noted.
+    where Python hears no signals, nothing is noted; nor is a signal that is ignored outside, as a shell has it for
+    Ctrl-C in what a script starts in the background.
     """
     request = StopRequest()
     if threading.current_thread() is not threading.main_thread():
         yield request
         return
-    before = {number: signal.getsignal(number) for number in SIGNALS}
+    handlers = {number: signal.getsignal(number) for number in SIGNALS}
+    before = {number: handler for number, handler in handlers.items() if handler is not signal.SIG_IGN}
 
     def give_back() -> None:
         for number, handler in before.items():
@@ -42,7 +44,7 @@ def stop_on_signal() -> Iterator[StopRequest]:
         request.number = number
         give_back()
 
-    for number in SIGNALS:
+    for number in before:
         signal.signal(number, note)
     try:
         yield request

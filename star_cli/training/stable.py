@@ -26,10 +26,10 @@ from star_cli.models.transformer import StarTransformer
 from star_cli.models.vqvae import MultiScaleVQVAE
 from star_cli.training.batch_reader import BatchReader
 from star_cli.training.initialise import initialise_stable
-from star_cli.training.loop import Stage
 from star_cli.training.noise import Chance
 from star_cli.training.optimizers import linear_weights, places_and_offsets
-from star_cli.training.preview import draw_images, save_grid, usual_prompts
+from star_cli.training.preview import draw_images, save_grid, save_prompts, usual_prompts
+from star_cli.training.stage import Stage, model_settings
 from star_cli.training.star import PREVIEW
 from star_cli.training.star_batches import StarBatch, StarSource
 
@@ -64,6 +64,7 @@ class StableStage(Stage):
     """The stable head alone learns; transformer, tokenizer and text encoder are no part of the stage's state."""
 
     name = "stable"
+    needs_whole = True  # the head is a part of the frozen transformer, which computes with it
     source: StarSource
 
     def __init__(
@@ -130,7 +131,8 @@ class StableStage(Stage):
         logits = transformer.stable_logits(codes, hidden, prompted, schedule, refined)  # (B, l, V)
         smoothing = self.config.label_smoothing if self.training else 0.0
         loss = stable_loss(logits, true, visible, schedule.length, self.config.loss, smoothing)
-        return loss, stable_figures(logits.detach(), true, ~visible, schedule, refined)
+        figures = stable_figures(logits.detach(), true, ~visible, schedule, refined)
+        return loss, figures | self.unreadable_figure(batch.skipped)
 
     def hidden_matrices(self) -> list[torch.nn.Parameter]:
         """The linear layers inside the head's blocks."""
@@ -149,6 +151,10 @@ class StableStage(Stage):
         offsets = self.schedules[batch.resolution].offsets
         return len(batch) * (offsets[batch.scales] - offsets[self.transformer.config.stable_from])
 
+    def settings(self) -> dict[str, Any]:
+        """The whole transformer and all scales, too."""
+        return {**super().settings(), **model_settings(self.transformer.config, self.schedules)}
+
     @cached_property
     def _usual_prompts(self) -> list[str]:
         return usual_prompts(self.source, 8)
@@ -156,7 +162,7 @@ class StableStage(Stage):
     def preview(self, path: Path) -> None:
         """Up to eight prompts at each resolution, above without the head and below with it."""
         prompts = self._usual_prompts
-        path.with_suffix(".txt").write_text("\n".join(prompts) + "\n", encoding="utf-8")
+        save_prompts(prompts, path)
         for resolution in self.schedules:
             both = [self.draw(prompts, resolution, replace(PREVIEW, stable=stable)) for stable in (False, True)]
             save_grid(torch.cat(both), path.with_stem(f"{path.stem}-{resolution}"), columns=len(prompts))

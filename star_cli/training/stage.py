@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +12,16 @@ import torch
 from torch import Tensor, nn
 
 from star_cli.models.config import Config
+from star_cli.models.schedule import ScaleSchedule
 from star_cli.training.batches import count_rows, shard
+from star_cli.training.ranks import world
 
 
 class BatchSource(ABC):
     """Makes the batch of any step, the same one every time. Runs in a worker process, so it must be picklable."""
+
+    reads_pictures: bool = False
+    """Its batches hold pictures of a data set, some of which may be unreadable and have others in their place."""
 
     @abstractmethod
     def batch(self, step: int) -> Any:
@@ -47,7 +54,8 @@ class Stage(nn.Module, ABC):
     leaves_unused: bool = False
     """In some steps the loss does not depend on every parameter."""
     needs_whole: bool = False
-    """It changes its weights by hand, so each process must hold all of them: DDP, not FSDP."""
+    """It changes its weights by hand, or computes with them through a model outside it, so each process must hold all
+    of them: DDP, not FSDP, which learns on a copy in shares."""
     opponent_rate: float = 0.0
     """Learning rate of the opponent after warm-up; it takes the same course as the loop's."""
     _frozen: tuple[Any, ...] = ()
@@ -126,6 +134,19 @@ class Stage(nn.Module, ABC):
 
     # -- figures ----------------------------------------------------------------------------------------------------
 
+    @cached_property
+    def unreadable(self) -> dict[str, None]:
+        """Names of the pictures that could not be read so far: a set that keeps the order."""
+        return {}
+
+    def unreadable_figure(self, names: Iterable[str]) -> dict[str, float]:
+        """How many pictures could not be read so far, those of a batch included; nothing where none are read."""
+        if not self.source.reads_pictures:
+            return {}
+        self.unreadable.update(dict.fromkeys(names))
+        # the loop takes means over processes, and each knows those of its own rows
+        return {"unreadable": float(len(self.unreadable) * (world() if self.shards else 1))}
+
     def tokens(self, batch: Any) -> int:
         """Tokens that the loss of a batch counts; 0 where it counts none."""
         return 0
@@ -139,3 +160,9 @@ class Stage(nn.Module, ABC):
         config = getattr(self, "config", None)
         own = {"stage": config.to_dict()} if isinstance(config, Config) else {}
         return {**own, "data": self.source.settings()}
+
+
+def model_settings(model: Config, schedules: Mapping[int, ScaleSchedule]) -> dict[str, Any]:
+    """What a resumed run must share of the model: tensors of the same shapes may compute something else."""
+    scales = {str(resolution): [list(each.sides), each.first_level] for resolution, each in schedules.items()}
+    return {"model": model.to_dict(), "resolutions": scales}

@@ -6,7 +6,7 @@ Letters: B images, L tokens of the schedule, V codes.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -30,11 +30,11 @@ from star_cli.models.transformer import StarTransformer
 from star_cli.models.vqvae import MultiScaleVQVAE
 from star_cli.training.batch_reader import BatchReader
 from star_cli.training.initialise import initialise, initialise_head
-from star_cli.training.loop import Stage
 from star_cli.training.noise import Chance
 from star_cli.training.optimizers import linear_weights, places_and_offsets
-from star_cli.training.preview import draw_images, save_grid, usual_prompts
+from star_cli.training.preview import draw_images, save_grid, save_prompts, usual_prompts
 from star_cli.training.self_correction import draw_along, first_own_scales, surrounding_autocast
+from star_cli.training.stage import Stage, model_settings
 from star_cli.training.star_batches import StarBatch, StarSource
 from star_cli.training.star_loss import ScaleWeight, overall, scale_loss
 from star_cli.training.star_sources import PixelBatches
@@ -89,6 +89,27 @@ class StarStageConfig(Config):
         if self.keep_tokens < 0:
             raise OptionError(f"keep_tokens must be at least 0, not {self.keep_tokens}")
 
+    def check_kept(self, schedules: Mapping[int, ScaleSchedule]) -> None:
+        """Do the tokens that take part reach into the last scale of each schedule?
+
+        Raises:
+            OptionError: in one they do not.
+        """
+        for resolution, schedule in schedules.items():
+            if schedule.length > self.keep_tokens > 0 and self.keep_tokens <= schedule.offsets[-2]:
+                raise OptionError(
+                    f"keep_tokens {self.keep_tokens} leaves none of the last scale at {resolution} px",
+                    f"keep more than {schedule.offsets[-2]}",
+                )
+
+
+def own_draws_need_pictures() -> OptionError:
+    """For a stage that is to learn from its own draws, and from a cache."""
+    return OptionError(
+        "own_draws needs pictures, not their tokens",
+        "set stage.scenes = 0, no data.cache, and a source by name, such as shapes:65536",
+    )
+
 
 def _asked_plainly(config: StarStageConfig) -> StarStageConfig:
     return replace(config, token_noise=0, own_draws=0, keep_tokens=0, label_smoothing=0)
@@ -138,16 +159,8 @@ class StarStage(Stage):
         if self.drop_path >= 1:
             raise OptionError(f"drop_path {self.config.drop_path} would leave out the last block for good")
         if self.config.own_draws and not isinstance(self.source, PixelBatches):
-            raise OptionError(
-                "own_draws needs pictures, not their tokens",
-                "set stage.scenes = 0, no data.cache, and a source by name, such as shapes:65536",
-            )
-        for resolution, schedule in self.schedules.items():
-            if schedule.length > self.config.keep_tokens > 0 and self.config.keep_tokens <= schedule.offsets[-2]:
-                raise OptionError(
-                    f"keep_tokens {self.config.keep_tokens} leaves none of the last scale at {resolution} px",
-                    f"keep more than {schedule.offsets[-2]}",
-                )
+            raise own_draws_need_pictures()
+        self.config.check_kept(self.schedules)
 
     def loss(self, batch: StarBatch, step: int) -> tuple[Tensor, dict[str, Any]]:
         """Weighted cross-entropy; accuracy and loss of each scale beside it."""
@@ -176,7 +189,8 @@ class StarStage(Stage):
             branches = chance.branch_weights(depth, rows, self.drop_path).to(self._device)
         prompted = self.transformer.prompt(condition)
         logits = self.transformer(prompted, teacher_input, schedule, keep, branches)  # (B, L or kept, V)
-        return scale_loss(logits, tokens, schedule, keep, config.scale_weight, config.label_smoothing)
+        loss, figures = scale_loss(logits, tokens, schedule, keep, config.scale_weight, config.label_smoothing)
+        return loss, figures | self.unreadable_figure(batch.skipped)
 
     def _with_own_draws(
         self, batch: StarBatch, condition: TextCondition, chance: Chance, precision: torch.autocast
@@ -228,6 +242,10 @@ class StarStage(Stage):
         kept = self.config.keep_tokens or None
         return training_flops(self.transformer.config, schedule, len(batch), text_encoder.max_tokens, kept).total
 
+    def settings(self) -> dict[str, Any]:
+        """The transformer and all scales, too."""
+        return {**super().settings(), **model_settings(self.transformer.config, self.schedules)}
+
     @property
     def is_judged(self) -> bool:
         """By held-out pictures, where there are any."""
@@ -270,7 +288,7 @@ class StarStage(Stage):
     def preview(self, path: Path) -> None:
         """Some prompts at each resolution; the prompts beside the pictures."""
         prompts = self.config.preview_prompts or self._usual_prompts
-        path.with_suffix(".txt").write_text("\n".join(prompts) + "\n", encoding="utf-8")
+        save_prompts(prompts, path)
         for resolution in self._resolutions:
             images = self.draw(prompts, resolution, PREVIEW)
             save_grid(images, path.with_stem(f"{path.stem}-{resolution}"), columns=4)

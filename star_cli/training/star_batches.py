@@ -88,13 +88,9 @@ class StarBatch:
         """B."""
         return len(self.captions)
 
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> StarBatch:
+    def to(self, device: torch.device | str) -> StarBatch:
         """The same batch on another device."""
-        return self._moved(lambda tensor: tensor.to(device, non_blocking=non_blocking))
-
-    def pin_memory(self) -> StarBatch:
-        """The same batch in memory that a GPU copies from; DataLoader calls this."""
-        return self._moved(lambda tensor: tensor.pin_memory())
+        return self._moved(lambda tensor: tensor.to(device))
 
     def shard(self, rank: int, world: int) -> StarBatch:
         """Every `world`-th image from `rank` on; the shards of all ranks together are the batch."""

@@ -34,6 +34,8 @@ class _OrderedBatches(StarSource):
     processes.
     """
 
+    reads_pictures = True
+
     def __init__(
         self,
         pictures: int,

@@ -14,6 +14,7 @@ Letters: B images, Z code width, V codes, h w latent.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -34,12 +35,12 @@ from star_cli.training.codebook import (
     multi_scale_residuals,
     quieten,
 )
-from star_cli.training.loop import Stage
 from star_cli.training.perceptual import LEAST_SIDE, PerceptualLoss
 from star_cli.training.preview import save_grid
 from star_cli.training.quantization import quantize
 from star_cli.training.ranks import gather_rows, mean_over_ranks, world
-from star_cli.training.vqvae_batches import ImageBatch, PictureSource, check_crops, image_source, split_data
+from star_cli.training.stage import Stage, model_settings
+from star_cli.training.vqvae_batches import ImageBatch, check_crops, image_source, split_data
 from star_cli.training.vqvae_config import VQVAEStageConfig
 
 Figures = dict[str, Tensor]
@@ -90,6 +91,7 @@ class VQVAEStage(Stage):
             side = config.crop // model.factor
             self.schedules[side] = crop_schedule(next(iter(schedules.values())), side)
         self.resolutions = sorted(schedules)
+        self._model_settings = model_settings(model, schedules)
         self.plain_steps = round(config.plain_share * steps)
         self.smallest = min([self.resolutions[0], *check_crops(config, self.resolutions[0], model.factor)])
         self.quiet_step = steps - round(config.quiet_share * steps)
@@ -102,7 +104,6 @@ class VQVAEStage(Stage):
         self.average = CodebookAverage(model.codebook_size, model.code_dim, config)
         sides = (side for schedule in self.schedules.values() for side in schedule.sides)
         self.usage = CodebookUsage(model.codebook_size, sides, config.usage_window)
-        self.unreadable: dict[str, None] = {}  # a set that keeps the order
         self.register_buffer("is_quietened", torch.zeros((), dtype=torch.bool))
         self._made_anew = False
         self._add_terms(steps)
@@ -126,10 +127,9 @@ class VQVAEStage(Stage):
 
     # -- one step ---------------------------------------------------------------------------------------------------
 
-    def loss(self, batch: ImageBatch, step: int) -> tuple[Tensor, Figures]:
+    def loss(self, batch: ImageBatch, step: int) -> tuple[Tensor, dict[str, Any]]:
         """Reconstruction and quantisation loss, and what the discriminator adds; notes which codes were chosen."""
         images = batch.images.contiguous(memory_format=torch.channels_last)
-        self.unreadable.update(dict.fromkeys(batch.unreadable))
         is_quiet = step >= self.quiet_step
         with torch.set_grad_enabled(torch.is_grad_enabled() and not is_quiet):
             latent = self.vqvae.encode(images)
@@ -142,9 +142,8 @@ class VQVAEStage(Stage):
         loss, told = self._image_loss(restored, images)
         game, verdicts = self._game(loss, restored, images, step)
         total = loss + self.config.quantizer_weight * vq_loss
-        if isinstance(self.source, PictureSource):
-            figures["unreadable"] = total.new_tensor(float(len(self.unreadable) * world()))  # a mean over processes
-        return total if game is None else total + game, told | figures | verdicts
+        unreadable = self.unreadable_figure(batch.unreadable)
+        return total if game is None else total + game, {**told, **figures, **unreadable, **verdicts}
 
     def _image_loss(self, restored: Tensor, images: Tensor) -> tuple[Tensor, Figures]:
         """Difference of pixels, of edges, and of what a network sees, weighed."""
@@ -194,6 +193,10 @@ class VQVAEStage(Stage):
         self.average.move(self.vqvae.quantizer)
         self.usage.agree()
 
+    def settings(self) -> dict[str, Any]:
+        """The VQVAE and the scales of each resolution, too."""
+        return {**super().settings(), **self._model_settings}
+
     # -- codebook ---------------------------------------------------------------------------------------------------
 
     def _prepare_codebook(self, latent: Tensor, step: int) -> None:
@@ -201,8 +204,9 @@ class VQVAEStage(Stage):
         if not self.average.has_started:
             self._make_codebook(latent)
             self._made_anew = True
-        if step >= self.quiet_step and not self.is_quietened:  # also past that step, when a run was made shorter
-            quieten(self.vqvae.quantizer, self._short(latent))
+        # also past that step, when a run was made shorter; not by latents that would call every code short
+        if step >= self.quiet_step and not self.is_quietened and (shortest := self._short(latent)).isfinite():
+            quieten(self.vqvae.quantizer, shortest)
             self.is_quietened.fill_(True)
             self._made_anew = True
 
@@ -228,6 +232,9 @@ class VQVAEStage(Stage):
             latents.append(torch.cat([self.vqvae.encode(part) for part in parts]))
         with torch.autocast(latent.device.type, enabled=False):
             vectors = torch.cat([multi_scale_residuals(each, self.schedules[each.shape[-1]]) for each in latents])
+            vectors = vectors[vectors.isfinite().all(1)]
+            if not len(vectors):  # the step will be skipped; the next one tries again
+                return
             codes = first_codes(vectors, self.config, self.vqvae.quantizer.config.codebook_size)
         self.vqvae.quantizer.codebook.weight.copy_(codes)
         self.average.start(codes)

@@ -121,6 +121,8 @@ class SceneSource(ImageSource):
 class PictureSource(ImageSource):
     """Pictures of a data set. Each row has random numbers of its own, so a process may make its rows alone."""
 
+    reads_pictures = True
+
     def __init__(
         self,
         pictures: CaptionedImages,

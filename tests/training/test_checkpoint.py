@@ -18,7 +18,7 @@ from torch import nn
 
 from star_cli.errors import OptionError, TrainingError
 from star_cli.models.config import Config
-from star_cli.training.checkpoint import OLD_NAME, list_checkpoints
+from star_cli.training.checkpoint import FORMAT, OLD_NAME, list_checkpoints
 from star_cli.training.loop import TrainingRun, is_finished, train_stage
 from tests.training.tiny_stages import LOOP, Line, Painter, equal
 
@@ -42,6 +42,19 @@ def test_an_unknown_metric_to_keep_by_is_named(tmp_path: Path) -> None:
     with pytest.raises(OptionError, match="no metric psnr"):
         train_stage(Line(), replace(LOOP, keep_best="psnr"), tmp_path)
     assert names(tmp_path) == ["checkpoint-00000001.pt"]
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_another_metric_to_keep_by_is_not_compared_with_the_former(tmp_path: Path, named: bool) -> None:
+    """The rate is smaller than any loss. A checkpoint that does not say which metric it was keeps its best."""
+    train_stage(Line(), replace(LOOP, keep_last=1, keep_best="rate", decay="none"), tmp_path)
+    if not named:
+        path = tmp_path / "checkpoint-00000007.pt"
+        state = torch.load(path, weights_only=True)
+        assert state["best"].pop("metric") == "rate"
+        torch.save(state, path)
+    train_stage(Line(), replace(LOOP, keep_last=1, keep_best="loss", decay="none", steps=9), tmp_path)
+    assert ("checkpoint-00000001.pt" in names(tmp_path)) == (not named)
 
 
 class Judged(Line):
@@ -231,3 +244,14 @@ def test_checkpoints_of_the_first_version_are_still_read(tmp_path: Path) -> None
     assert not is_finished(tmp_path / "old", LOOP)
     train_stage(resumed, LOOP, tmp_path / "old")
     assert equal(whole, resumed)
+
+
+@pytest.mark.parametrize("resume", ["auto", "checkpoint-00000007.pt"])
+def test_a_checkpoint_of_a_newer_version_is_neither_read_nor_passed_over(tmp_path: Path, resume: str) -> None:
+    train_stage(Line(), LOOP, tmp_path)
+    path = tmp_path / "checkpoint-00000007.pt"
+    state = torch.load(path, weights_only=True)
+    assert state["format"] == FORMAT
+    torch.save({**state, "format": FORMAT + 1}, path)
+    with pytest.raises(TrainingError, match=f"00000007.pt is of format {FORMAT + 1}, this version of star reads up to"):
+        train_stage(Line(), replace(LOOP, steps=9), tmp_path, resume="auto" if resume == "auto" else path)

@@ -153,6 +153,9 @@ def test_shipped_text_tower_fits_in_eleven_megabytes(tmp_path: Path) -> None:
 
 def test_config_comes_back_from_plain_data() -> None:
     assert ClipStageConfig.from_dict(TINY.to_dict()) == TINY
+    for change in ({"reading_share": 5.0}, {"reading_share": -0.1}, {"reading_batch_size": 0}):
+        with pytest.raises(OptionError, match=next(iter(change))):
+            ClipStageConfig.from_dict(change)
     with pytest.raises(OptionError, match="divisible"):
         ClipStageConfig(text_width=50)
 
@@ -209,3 +212,11 @@ def test_reader_that_knows_the_answers_reads_everything() -> None:
     loss, right = reader(torch.eye(6), labels)
     assert loss < 1e-3
     assert right == 1
+
+
+def test_pictures_that_cannot_be_read_are_counted() -> None:
+    torch.manual_seed(0)
+    stage = ClipStage(replace(TINY, batch_size=4), 0, Pictures(8, broken=[2, 5]))
+    told = [stage.loss(stage.source.batch(step), step)[1]["unreadable"] for step in range(2)]  # an epoch
+    assert told[-1] == len(stage.unreadable) == 2
+    assert "unreadable" not in ClipStage(TINY, 0).loss(clip_batch(TINY, 0, 0), 0)[1]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,7 +17,9 @@ from star_cli.cli.app import app
 from star_cli.errors import OptionError
 from star_cli.pipeline import StarPipeline
 from star_cli.training.finetune import PUBLISHED_SIDES, finetune_recipe, longer_sides
-from star_cli.training.recipe_file import find_recipe, read_recipe
+from star_cli.training.making import Maker
+from star_cli.training.recipe import Recipe
+from star_cli.training.recipe_file import find_recipe, read_recipe, recipe_from_dict
 
 
 @given(st.lists(st.integers(1, 40), min_size=1, max_size=12, unique=True).map(sorted), st.integers(1, 128))
@@ -113,3 +116,46 @@ def test_a_finished_finetune_by_adapters_gives_the_same_model_again(tmp_path: Pa
         assert result.exit_code == 0, result.stderr
     first, second = (tmp_path / name / "transformer.safetensors" for name in ("first", "second"))
     assert first.read_bytes() == second.read_bytes()
+
+
+def recipe_on(base: Path, resolutions: dict[str, Any], **finetune: Any) -> Recipe:
+    """A finetune by hand, to the largest of its resolutions."""
+    largest = max(resolutions, key=int)
+    section = {
+        "stage": {"scenes": 4},
+        "loop": {"steps": 1, "learning_rate": 1e-4, "workers": 0, "device": "cpu"},
+        "portions": [{"resolution": int(largest), "batch_size": 1, "share": 1.0}],
+        **finetune,
+    }
+    plain = {"name": "x", "licence": "MIT", "default_resolution": int(largest), "base": str(base)}
+    return recipe_from_dict({**plain, "resolutions": resolutions, "finetune": section})
+
+
+@pytest.mark.parametrize(
+    ("resolutions", "finetune", "said"),
+    [
+        ({"64": {"sides": [1, 2, 4, 8], "first_level": 3}}, {}, "level rows of 64 px are not those of tiny"),
+        ({"32": [1, 3, 4], "64": {"sides": [1, 2, 4, 8], "first_level": 0}}, {}, "rows of 32 px are not those of tiny"),
+        ({"128": [1, 2, 4, 8, 16]}, {}, "the recipe has no resolution of tiny"),
+        ({"32": [1, 2, 4], "128": [1, 2, 4, 8, 16]}, {"levels_from": 128}, "levels_from 128 is no resolution that is"),
+    ],
+)
+def test_level_rows_that_the_base_has_not_are_refused_before_any_work(
+    tmp_path: Path, tiny_model_folder: Path, resolutions: dict[str, Any], finetune: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(OptionError, match=said):
+        Maker(recipe_on(tiny_model_folder, resolutions, **finetune), tmp_path / "run").train("finetune")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "resolutions",
+    [{"64": {"sides": [1, 2, 4, 8], "first_level": 0}}, {"32": [1, 2, 4], "128": [1, 2, 4, 8, 16]}],
+    ids=["one that the base knows", "a new one"],
+)
+def test_a_recipe_need_not_name_every_resolution_of_its_base(
+    tmp_path: Path, tiny_model_folder: Path, resolutions: dict[str, Any]
+) -> None:
+    maker = Maker(recipe_on(tiny_model_folder, resolutions), tmp_path)
+    maker.train("finetune")
+    assert maker.made().recipe.schedules.keys() == {int(resolution) for resolution in resolutions}

@@ -179,7 +179,11 @@ def test_a_run_that_stays_infinite_ends_and_says_what_to_lower(tmp_path: Path) -
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("learning_rate", 0.0), ("accumulate", 0), ("workers", -1), ("precision", "int8"), ("parallel", "tp")],
+    [
+        *(("learning_rate", 0.0), ("accumulate", 0), ("workers", -1), ("precision", "int8"), ("parallel", "tp")),
+        *(("clip_norm", 0.0), ("clip_norm", -1.0), ("clip_norm", float("nan")), ("lora_alpha", 0.0)),
+        *(("beta1", 1.5), ("beta2", 1.0), ("beta2", -0.1), ("weight_decay", -1.0), ("final_rate", -0.1)),
+    ],
 )
 def test_bad_settings_are_refused(field: str, value: Any) -> None:
     with pytest.raises(OptionError, match=field):

@@ -10,10 +10,11 @@ import torch
 from torch import nn
 
 from star_cli.errors import OptionError
+from star_cli.models.transformer import StarTransformer
 from star_cli.training.checkpoint import list_checkpoints
 from star_cli.training.loop import TrainingRun, train_stage
 from star_cli.training.lora import add_adapters, merge_adapters
-from tests.training.tiny_stages import LOOP, SCHEDULE, Line, Painter, Pictures, equal
+from tests.training.tiny_stages import LOOP, MODEL, SCHEDULE, Line, Painter, Pictures, equal
 
 pytest.importorskip("peft")
 LORA = replace(LOOP, lora_rank=2, lora_alpha=4.0)
@@ -80,3 +81,16 @@ def test_checkpoints_hold_the_adapters_alone_and_go_on_bit_for_bit(tmp_path: Pat
 def test_a_stage_without_layers_to_adapt_says_so(tmp_path: Path) -> None:
     with pytest.raises(OptionError, match="stage line takes no adapters"):
         TrainingRun(Line(), LORA, tmp_path)
+
+
+def test_a_head_that_does_not_learn_takes_no_adapters() -> None:
+    """Its layers are called as others are: "stable.head" ends as "head" does."""
+    stage = Painter()
+    stage.transformer = StarTransformer(replace(MODEL, stable_head=True, stable_blocks=1, stable_from=2))
+    assert stage.transformer.stable is not None
+    stage.transformer.stable.requires_grad_(False)
+    add_adapters(stage, rank=2, alpha=4.0)
+    learning = {name for name, parameter in stage.named_parameters() if parameter.requires_grad}
+    assert "transformer.head.lora_A.default.weight" in learning
+    assert not any(".stable." in name for name in learning)
+    assert not any("lora_" in name for name, _ in stage.transformer.stable.named_parameters())

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import resource
 import tomllib
+from contextlib import nullcontext
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -15,15 +18,18 @@ from star_cli.cli.app import app
 from star_cli.data.cache import open_cache
 from star_cli.data.shapes import HELD_OUT_SEED
 from star_cli.data.source import ShapeScenes
-from star_cli.errors import OptionError
+from star_cli.errors import OptionError, OutputError
 from star_cli.pipeline import StarPipeline
 from star_cli.training.fields import to_toml
+from star_cli.training.making import Maker
 from star_cli.training.recipe_file import RECIPES, find_recipe, read_recipe, recipe_from_dict
 from star_cli.training.recipe_sources import RecipeSources
 from star_cli.training.star_batches import StarBatch
 from star_cli.training.star_sources import CachedBatches
 
 TINY = Path(__file__).parent / "tiny.toml"
+STABLE = ["stable.first_scale=1", "stable.loop={ steps = 2, learning_rate = 1e-3 }"]
+STABLE += ["stable.portions=[{ resolution = 32, batch_size = 2, share = 1.0 }]"]
 
 
 def test_one_command_makes_a_model_that_draws(tmp_path: Path) -> None:
@@ -101,6 +107,37 @@ def test_recipe_written_out_is_the_same_recipe() -> None:
         text = recipe.to_toml()
         assert recipe_from_dict(tomllib.loads(text)) == recipe
         assert "# Optimiser steps of the stage." in text
+
+
+@pytest.mark.parametrize("name", ["star-shapes", "star-icons"])
+def test_every_field_that_is_written_out_is_explained(name: str) -> None:
+    stable = [change.replace("resolution = 32", "resolution = 256") for change in STABLE]
+    lines = read_recipe(find_recipe(name), stable).to_toml().splitlines()
+    bare = [line for before, line in pairwise(["", *lines]) if line[:1] not in ("", "#", "[") and before[:1] != "#"]
+    assert not bare
+
+
+def test_the_recipe_of_a_run_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
+    maker = Maker(read_recipe(TINY), tmp_path)
+    maker._write_recipe()
+    before = (tmp_path / "recipe.toml").read_bytes()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) // 2, hard))
+    try:
+        with pytest.raises(OutputError, match="File too large"):
+            maker._write_recipe()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert (tmp_path / "recipe.toml").read_bytes() == before
+
+
+def test_a_model_knows_the_words_that_its_text_encoder_read(tmp_path: Path) -> None:
+    for name in ("all", "clip"):
+        (tmp_path / name).mkdir()
+        Image.new("RGB", (8, 8)).save(tmp_path / name / "0.png")
+    recipe = read_recipe(TINY, [f"data.source={tmp_path / 'all'}", "clip.source=shapes:8"])
+    assert Maker(recipe, tmp_path / "run")._words == ShapeScenes(1).words
+    assert RecipeSources(recipe, tmp_path / "run").words("") is None  # nobody counts those of a folder
 
 
 def test_single_fields_are_changed_and_checked() -> None:
@@ -367,11 +404,40 @@ def test_a_vqvae_may_start_from_that_of_a_model(tmp_path: Path, tiny_model_folde
         ("finetune.portions=[]", r"\[finetune\] has no portions"),
         ("resolutions.abc=[1,2]", "resolutions.abc: a resolution is a whole number of pixels"),
         ("star.loop.lora_rank=4", "begins with random weights"),
+        ("stable.first_scale=3", "stable.first_scale 3 refines none of 3 scales at 32 px"),
+        ("stable.portions.0.scales=1", "stable.first_scale 1 refines none of 1 scales at 32 px"),
+        ("stable.first_scale=-1", r"\[stable\] needs at least one block, and a first_scale of at least 0"),
+        ("stable.blocks=0", r"\[stable\] needs at least one block"),
+        ('stable.version="2048"', "version must be one of 1024, new, not 2048"),
+        ("star.stage.keep_tokens=3", "keep_tokens 3 leaves none of the last scale at 32 px"),
+        ("star.stage.own_draws=0.5", "own_draws needs pictures, not their tokens"),
+        ("clip.stage.reading_share=5.0", "reading_share must be from 0 to 1"),
+        ("clip.stage.reading_batch_size=0", "reading_batch_size must be at least 1"),
+        ("finetune.levels_from=64", "levels_from 64 is no resolution that is trained before"),
+        ("resolutions.32={ sides = [1, 2, 4], first_levl = 0 }", "no field first_levl"),
+        ("star.loop.clip_norm=-1", "clip_norm must be positive"),
     ],
 )
 def test_a_recipe_that_cannot_be_is_refused(change: str, said: str) -> None:
+    read_recipe(TINY, STABLE)
     with pytest.raises(OptionError, match=said):
-        read_recipe(TINY, [change])
+        read_recipe(TINY, [*STABLE, change])
+
+
+@pytest.mark.parametrize(
+    ("changes", "is_refused"),
+    [
+        (["star.source=shapes:40"], True),  # their tokens are cached
+        (["star.source=shapes:40", "star.stage.scenes=0"], False),
+        (["data.source=photos"], False),
+        (["data.source=photos", "data.cache=tokens"], True),
+        (["data.source=photos", "data.cache=tokens", "star.source=photos"], False),
+    ],
+)
+def test_own_draws_and_tokens_that_are_cached(changes: list[str], is_refused: bool) -> None:
+    changes = [*changes, "star.stage.own_draws=0.5"]
+    with pytest.raises(OptionError, match="own_draws needs pictures") if is_refused else nullcontext():
+        read_recipe(TINY, changes)
 
 
 def test_schedules_that_do_not_fit_the_base_models_vqvae_are_refused_before_any_work(tmp_path: Path) -> None:

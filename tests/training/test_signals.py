@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from star_cli.errors import TrainingError
 from star_cli.training.checkpoint import list_checkpoints
 from star_cli.training.loop import train_stage
 from star_cli.training.signals import stop_on_signal
@@ -83,3 +84,26 @@ def test_an_error_in_the_block_goes_before_the_signal() -> None:
 
     with pytest.raises(ZeroDivisionError):
         fails_after_a_signal()
+
+
+def test_a_signal_that_is_ignored_outside_stops_nothing(tmp_path: Path) -> None:
+    """As Ctrl-C is in what a script starts in the background."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        train_stage(whole := Line(), LOOP, tmp_path / "whole")
+        train_stage(struck := sends(signal.SIGINT, at=3), LOOP, tmp_path / "struck")
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert equal(whole, struck)
+
+
+def test_a_stage_that_was_stopped_is_not_taken_for_a_finished_one(tmp_path: Path) -> None:
+    """Whoever handles the signal may let it pass."""
+    heard: list[int] = []
+    signal.signal(signal.SIGTERM, lambda number, frame: heard.append(number))
+    stage = sends(signal.SIGTERM, at=3)
+    with pytest.raises(TrainingError, match="stage line was asked to stop after step 4 of 7"):
+        train_stage(stage, LOOP, tmp_path)
+    assert heard == [signal.SIGTERM]
+    assert all(parameter.requires_grad for parameter in stage.parameters())

@@ -9,14 +9,18 @@ from typing import Any
 import pytest
 import torch
 
-from star_cli.errors import OptionError
+from star_cli.errors import OptionError, TrainingError
 from star_cli.models.transformer import StarTransformer
 from star_cli.pipeline import StarPipeline
 from star_cli.training.config import LoopConfig
+from star_cli.training.distributed import Processes, wrap
 from star_cli.training.loop import train_stage
+from star_cli.training.settings import compare
 from star_cli.training.stable import StableStage, StableStageConfig, add_stable_head, stable_loss
 from star_cli.training.star_batches import Portion
+from star_cli.training.star_sources import PixelBatches
 from tests.models.builders import lively
+from tests.training.pictures import Pictures
 from tests.training.test_star_options import shares_of
 from tests.training.test_star_stage import MODEL, SCHEDULES, first_batch_at, make_source
 
@@ -125,3 +129,27 @@ def test_what_cannot_be_is_refused(tiny_pipeline: StarPipeline) -> None:
     batch = first_batch_at(32)
     with pytest.raises(OptionError, match="a batch of 1 scales holds none from stable_from 1 on"):
         make_stage(tiny_pipeline).loss(replace(batch, scales=1, tokens=batch.tokens[:, :1]), 0)
+
+
+def test_shares_of_the_weights_are_refused(tiny_pipeline: StarPipeline) -> None:
+    """The blocks would compute with the head outside the shares, which then learns nothing."""
+    stage, two = make_stage(tiny_pipeline), Processes(torch.device("cpu"), 0, 2)
+    with pytest.raises(OptionError, match="stage stable needs its weights whole and in place") as caught:
+        wrap(stage, replace(LOOP, parallel="fsdp", device="cpu"), two)
+    assert caught.value.hint == 'set loop.parallel = "ddp"'
+
+
+def test_the_model_and_its_scales_may_not_change_on_the_way(tiny_pipeline: StarPipeline) -> None:
+    stage, other = make_stage(tiny_pipeline), make_stage(tiny_pipeline)
+    model = add_stable_head(StarTransformer(replace(MODEL, rope_norm=32.0)), first_scale=1, blocks=1, version="new")
+    other = StableStage(model, stage.config, SCHEDULES, tiny_pipeline.vqvae, tiny_pipeline.text_encoder, stage.source)
+    with pytest.raises(TrainingError, match=r"what changed: model.rope_norm 64.0 -> 32.0$"):
+        compare(stage.settings(), other.settings())
+    assert stage.settings()["resolutions"] == {"32": [[1, 2, 4], 0], "64": [[1, 2, 4, 8], 3]}
+
+
+def test_pictures_that_cannot_be_read_are_counted(tiny_pipeline: StarPipeline) -> None:
+    stage = make_stage(tiny_pipeline)
+    portions = [Portion(resolution=32, batch_size=4, share=1.0)]
+    stage.source = PixelBatches(Pictures(4, broken=[1]), SCHEDULES, portions, 0.1, 0)
+    assert stage.loss(stage.source.batch(0), 0)[1]["unreadable"] == 1

@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from star_cli.data import shapes
+from star_cli.data.captions import SHAPE_WORDS
 from star_cli.data.tokens import scene_tokens
-from star_cli.errors import OptionError
+from star_cli.errors import OptionError, TrainingError
 from star_cli.models.config import TransformerConfig
 from star_cli.models.schedule import ScaleSchedule
 from star_cli.models.transformer import StarTransformer
@@ -21,6 +22,7 @@ from star_cli.training.config import LoopConfig
 from star_cli.training.loop import train_stage
 from star_cli.training.star import StarStage, StarStageConfig, initialise_head
 from star_cli.training.star_batches import Portion, StarBatch, TokenSource, scenes_in_use
+from star_cli.training.star_sources import PixelBatches
 from tests.training.pictures import Pictures
 
 SMALL, LARGE = ScaleSchedule((1, 2, 4)), ScaleSchedule((1, 2, 4, 8), 3)
@@ -66,8 +68,12 @@ def test_batches_mix_the_portions_and_follow_from_the_step() -> None:
 def test_captions_belong_to_their_scenes_and_are_dropped_as_often_as_asked() -> None:
     captions = [caption for step in range(40) for caption in make_source(0.25).batch(step).captions]
     assert 0.1 < sum(not caption for caption in captions) / len(captions) < 0.4
-    known = {thing.shape for row in range(9) for thing in shapes.sample(row)[0].things}
-    assert known <= set(shapes.SHAPES)
+    source = make_source()
+    for batch in map(source.batch, range(6)):
+        for tokens, caption in zip(batch.tokens, batch.captions, strict=True):
+            (row,) = (source.cache[batch.resolution][:, : len(tokens)] == tokens).all(1).nonzero().flatten().tolist()
+            named = {shape for shape, words in SHAPE_WORDS.items() if any(word in caption.lower() for word in words)}
+            assert named == {thing.shape for thing in shapes.scene(row).things}
 
 
 @pytest.mark.parametrize("weight", ["side", "token"])
@@ -226,3 +232,33 @@ def test_judging_needs_held_out_pictures(tiny_pipeline: StarPipeline, tmp_path: 
     loop = LoopConfig(steps=3, learning_rate=1e-2, evaluate_every=1)
     with pytest.raises(OptionError, match="stage star has no held-out pictures"):
         train_stage(judged_stage(tiny_pipeline, None), loop, tmp_path)
+
+
+# -- what a run must share, and what it tells -------------------------------------------------------------------------
+
+
+def test_the_model_and_its_scales_may_not_change_on_the_way(tiny_pipeline: StarPipeline, tmp_path: Path) -> None:
+    """Though every tensor has the same shape. Checkpoints that do not tell of them go on as ever."""
+    loop = LoopConfig(steps=1, learning_rate=1e-2, precision="float32", workers=0)
+    config, parts = StarStageConfig(scenes=9), (tiny_pipeline.vqvae, tiny_pipeline.text_encoder, make_source())
+    turned = StarStage(replace(MODEL, rope_norm=32.0), config, SCHEDULES, *parts)
+    moved = StarStage(MODEL, config, {32: ScaleSchedule((1, 3, 4)), 64: LARGE}, *parts)
+    train_stage(make_stage(tiny_pipeline), loop, tmp_path)
+    for other, said in ((turned, r"model.rope_norm 64.0 -> 32.0$"), (moved, r"resolutions.32 \[\[1, 2, 4\], 0\] -> ")):
+        with pytest.raises(TrainingError, match=f"what changed: {said}"):
+            train_stage(other, loop, tmp_path)
+    path = tmp_path / "checkpoint-00000001.pt"
+    state = torch.load(path, weights_only=True)
+    older = {key: value for key, value in state["settings"].items() if key not in ("model", "resolutions")}
+    torch.save({**state, "settings": older}, path)
+    train_stage(turned, loop, tmp_path)
+
+
+def test_pictures_that_cannot_be_read_are_counted(tiny_pipeline: StarPipeline) -> None:
+    stage = make_stage(tiny_pipeline)
+    assert "unreadable" not in stage.loss(first_batch_at(32), 0)[1]  # scenes can all be drawn
+    portions = [Portion(resolution=32, batch_size=3, share=1.0)]
+    source = stage.source = PixelBatches(Pictures(6, broken=[1, 4]), SCHEDULES, portions, 0.1, 0)
+    told = [stage.loss(source.batch(step), step)[1]["unreadable"] for step in range(4)]  # two epochs
+    assert told[1:] == [2, 2, 2]
+    assert set(stage.unreadable) == {"picture 1", "picture 4"}

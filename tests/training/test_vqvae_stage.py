@@ -9,7 +9,7 @@ from typing import Any, Literal
 import pytest
 import torch
 
-from star_cli.errors import OptionError
+from star_cli.errors import OptionError, TrainingError
 from star_cli.models.config import VQVAEConfig
 from star_cli.models.schedule import ScaleSchedule
 from star_cli.training.codebook import (
@@ -22,7 +22,9 @@ from star_cli.training.codebook import (
 )
 from star_cli.training.config import LoopConfig
 from star_cli.training.loop import Progress, train_stage
+from star_cli.training.settings import compare
 from star_cli.training.vqvae import VQVAEStage, crop_schedule
+from star_cli.training.vqvae_batches import ImageBatch
 from star_cli.training.vqvae_config import VQVAEStageConfig
 from tests.training.pictures import Pictures
 
@@ -276,3 +278,68 @@ def test_switches_of_the_transformer_are_refused(tmp_path: Path, switch: str, sa
     stage = VQVAEStage(MODEL, CONFIG, SCHEDULES, LOOP.steps, 0)
     with pytest.raises(OptionError, match=said):
         train_stage(stage, replace(LOOP, **{switch: True}), tmp_path)
+
+
+class Struck(VQVAEStage):
+    """The pictures of one step are infinite."""
+
+    struck = 4
+
+    def loss(self, batch: ImageBatch, step: int) -> tuple[torch.Tensor, dict[str, Any]]:
+        return super().loss(replace(batch, images=batch.images * torch.inf) if step == self.struck else batch, step)
+
+
+@pytest.mark.parametrize("codebook", ["average", "gradient"])
+@pytest.mark.parametrize("struck", [3, 5, 9])  # the codebook is made, it learns, it becomes quiet
+def test_a_step_without_finite_numbers_leaves_the_codebook_alone(
+    tmp_path: Path, codebook: Literal["average", "gradient"], struck: int
+) -> None:
+    torch.manual_seed(3)
+    stage = Struck(MODEL, replace(PINNED, codebook=codebook, quiet_share=0.25), SCHEDULES, LOOP.steps, 3)
+    stage.struck, steps = struck, list[Progress]()
+    train_stage(stage, LOOP, tmp_path, steps.append)
+    assert steps[-1].metrics["skipped"] == 1
+    assert all(0 < step.metrics["loss"] < 4 for step in steps if step.step != struck + 1)
+    lengths = stage.vqvae.quantizer.codebook.weight.norm(dim=1)
+    assert lengths.isfinite().all()
+    assert lengths.min() == 0  # quiet in the end
+    assert stage.average.sums.isfinite().all()
+
+
+def test_one_infinite_residual_moves_and_revives_nothing() -> None:
+    quantizer = VQVAEStage(MODEL, CONFIG, SCHEDULES, 10, 0).vqvae.quantizer
+    before = quantizer.codebook.weight.detach().clone()
+    average = CodebookAverage(32, 8, replace(CONFIG, revive_below=0.3))
+    average.start(before)
+    average.counts[5] = 0
+    residuals = torch.ones(2, 16, 8)
+    residuals[0, 3] = torch.nan
+    average.note([residuals], [torch.arange(32).view(2, 16) % 4])
+    average.move(quantizer)
+    assert torch.equal(quantizer.codebook.weight, before)
+    average.note([torch.ones(2, 16, 8)], [torch.arange(32).view(2, 16) % 4])  # nothing of it is left
+    average.move(quantizer)
+    assert torch.allclose(quantizer.codebook.weight[5], torch.ones(8))
+
+
+def test_the_scales_may_not_change_on_the_way() -> None:
+    stage, other = (
+        VQVAEStage(MODEL, CONFIG, {**SCHEDULES, 32: ScaleSchedule(sides)}, 10, 0) for sides in ((1, 2, 4), (1, 3, 4))
+    )
+    with pytest.raises(TrainingError, match=r"what changed: resolutions.32 \[\[1, 2, 4\], 0\] -> \[\[1, 3, 4\], 0\]$"):
+        compare(stage.settings(), other.settings())
+    assert stage.settings()["model"] == MODEL.to_dict()
+
+
+def test_checkpoints_with_the_bound_of_former_versions_go_on(tmp_path: Path) -> None:
+    whole, _ = run(PINNED, tmp_path, replace(LOOP, save_every=6))
+    state = torch.load(tmp_path / "checkpoint-00000006.pt", weights_only=True)
+    state["stage"]["average.dead_below"] = torch.zeros(())
+    for name in ("model", "resolutions"):  # nor did they tell of the model
+        del state["settings"][name]
+    torch.save({**state, "format": 2}, tmp_path / "old.pt")
+    torch.manual_seed(3)
+    resumed = VQVAEStage(MODEL, PINNED, SCHEDULES, LOOP.steps, 3)
+    train_stage(resumed, LOOP, tmp_path / "on", resume=tmp_path / "old.pt")
+    for one, other in zip(whole.parameters(), resumed.parameters(), strict=True):
+        assert torch.equal(one, other)
