@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol
@@ -56,20 +57,36 @@ def check_texts(prompts: Sequence[str], negative: str) -> None:
             raise OptionError(f"the prompt holds bytes that are not UTF-8: {text}", "write it in UTF-8")
 
 
-def check_numbers(values: Mapping[str, Any]) -> None:
-    """Are seed, num and res, where they are given, whole numbers that any model could use?
+def checked_numbers(values: Mapping[str, Any]) -> dict[str, int]:
+    """Those of seed, num and res that are given, as plain whole numbers that any model could use.
 
     Raises:
         OptionError: one is not.
     """
+    checked = {}
     for name, least in (("seed", 0), ("num", 1), ("res", 1)):
-        if name in values and values[name] < least:
-            raise OptionError(f"--{name} must be a whole number of at least {least}, not {values[name]}")
-    num, seed = values.get("num", 1), values.get("seed", 0)
+        if name in values:
+            number = whole_number(values[name])
+            if number is None or number < least:
+                shown = values[name] if number is None else number
+                raise OptionError(f"--{name} must be a whole number of at least {least}, not {shown!r}")
+            checked[name] = number
+    num, seed = checked.get("num", 1), checked.get("seed", 0)
     if num > LARGEST_SEED:
         raise OptionError(f"--num must be at most {LARGEST_SEED}, not {num}")
     if seed > (most := LARGEST_SEED - num + 1):
         raise OptionError(f"--seed must be at most {most}, not {seed}")
+    return checked
+
+
+def whole_number(value: object) -> int | None:
+    """As a plain int, also what numpy and torch call one; None for anything else, True and False among it."""
+    if isinstance(value, bool):
+        return None
+    try:
+        return operator.index(value)  # type: ignore[arg-type]  # that is the question
+    except TypeError:
+        return None
 
 
 def check_sampling(values: Mapping[str, Any]) -> None:
@@ -126,7 +143,7 @@ def checked_resolution(res: int | None, model: Drawable) -> int:
     Raises:
         OptionError: the model does not draw it.
     """
-    res = model.default_resolution if res is None else res
+    res = model.default_resolution if res is None else checked_numbers({"res": res})["res"]
     known = sorted(model.schedules)
     if res not in known:
         nearest = min(known, key=lambda side: (abs(side - res), -side))

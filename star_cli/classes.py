@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import functools
 
+from star_cli.asked import whole_number
 from star_cli.errors import OptionError
 
 IMAGENET_CLASSES = 1000
@@ -44,14 +45,16 @@ def find_class(text: str, classes: int) -> int:
 
 
 def check_class(label: int, classes: int) -> int:
-    """The number itself.
+    """The number itself, a plain one.
 
     Raises:
         OptionError: there is no such class.
     """
-    if not 0 <= label < classes:
-        raise OptionError(f"--class must be a number from 0 to {classes - 1} or a name, not {label}")
-    return label
+    number = whole_number(label)
+    if number is None or not 0 <= number < classes:
+        shown = label if number is None else number
+        raise OptionError(f"--class must be a number from 0 to {classes - 1} or a name, not {shown!r}")
+    return number
 
 
 def _beginning(wanted: str, names: dict[str, list[int]]) -> list[int]:

@@ -23,12 +23,12 @@ def choose_device(requested: str = "auto") -> tuple[torch.device, str]:
     if requested == "auto":
         name = next(name for name, is_there in has.items() if is_there)
         return torch.device(name), "no GPU that torch can use" if name == "cpu" else f"torch sees a {name} device"
-    kind, _, number = requested.partition(":")
-    if kind not in has or (number and not (kind == "cuda" and number.isdecimal())):
+    kind, colon, number = str(requested).partition(":")  # str: a device of torch, or None, from Python
+    if kind not in has or (colon and not (kind == "cuda" and number.isdecimal())):
         raise OptionError(f"--device must be auto, {', '.join(has)}, not {requested}")
     if not has[kind] or int(number or 0) >= max(1, torch.cuda.device_count()):
         raise OptionError(f"--device {requested}: torch sees no such device here", "use --device auto")
-    return torch.device(requested), "asked for"
+    return torch.device(kind, int(number)) if number else torch.device(kind), "asked for"
 
 
 def choose_dtype(requested: str, device: torch.device) -> tuple[torch.dtype, str]:

@@ -8,8 +8,10 @@ from __future__ import annotations
 import errno
 import io
 import json
+import math
 import os
 import secrets
+import stat
 import tempfile
 import warnings
 from collections.abc import Mapping
@@ -133,7 +135,7 @@ def read_recipe(path: Path | str) -> dict[str, Any]:
     if text is None:
         raise RecipeError(f"{path}: carries no recipe", "only pictures that star drew do, until a program drops it")
     try:
-        recipe = json.loads(text, parse_constant=_refuse_constant)
+        recipe = json.loads(text, parse_constant=_refuse_constant, parse_float=_finite)
     except (ValueError, RecursionError) as error:
         raise RecipeError(f"{path}: its recipe is damaged: {error}") from error
     if not isinstance(recipe, dict):
@@ -155,7 +157,7 @@ def write_whole(path: Path | str, data: bytes, overwrite: bool = False, scratch:
     """
     path = Path(path)
     check_target(path, overwrite)
-    target = path.resolve()
+    target = _resolved(path)
     temporary = (scratch or target.parent) / f".{secrets.token_hex(8)}.star-tmp"
     try:
         try:
@@ -164,31 +166,70 @@ def write_whole(path: Path | str, data: bytes, overwrite: bool = False, scratch:
         finally:
             temporary.unlink(missing_ok=True)
     except FileExistsError as error:
-        raise _exists(path) from error
+        raise OutputPathError(f"{path} exists", "use another name") from error
     except OSError as error:
         raise OutputError(f"cannot write {path}: {error.strerror or error}", way_out(error)) from error
 
 
-def check_target(path: Path, overwrite: bool = False) -> None:
+def check_target(
+    path: Path,
+    overwrite: bool = False,
+    *,
+    if_folder: str = "name a file inside it",
+    if_special: str = "name another file",
+    if_exists: str = "use another name",
+) -> None:
     """Could `write_whole` start? Cheap; a full disk shows only later.
 
+    Args:
+        path: the file; a link is followed.
+        overwrite: replace a file that is already there.
+        if_folder: hint for a folder: a command knows its own flags.
+        if_special: for a device or a pipe.
+        if_exists: for a file that is there.
     Raises:
         OutputPathError: see `write_whole`.
     """
     try:
         if path.is_dir():
-            raise OutputPathError(f"{path} is a folder, not a file", f"use --out {path}/ to draw into it")
+            raise OutputPathError(f"{path} is a folder, not a file", if_folder)
         if not path.parent.is_dir():
             raise OutputPathError(f"{path}: there is no folder {path.parent}", "make the folder first")
         if os.path.lexists(path):
             if path.exists() and not path.is_file():
-                raise OutputPathError(f"{path} is not a regular file", "use --out - to write to standard output")
+                raise OutputPathError(f"{path} is not a regular file", if_special)
             if not overwrite:
-                raise _exists(path)
+                raise OutputPathError(f"{path} exists", if_exists)
+            if (target := _resolved(path)).is_symlink():
+                raise OutputPathError(f"{path} is a link to itself", "use another name")
+            if not target.parent.is_dir():
+                raise OutputPathError(
+                    f"{path}: it leads to {target}, and there is no such folder", "make the folder first"
+                )
     except OutputPathError:
         raise
     except (OSError, ValueError) as error:  # a name too long, a forbidden folder, a NUL inside the name
         raise OutputPathError(f"{path}: {getattr(error, 'strerror', None) or error}") from error
+
+
+def check_folder(folder: Path, hint: str = "give another name") -> None:
+    """Is it a folder, or could it be made? `hint` is for something else of this name.
+
+    Raises:
+        OutputPathError: it is a file or a link that leads nowhere, its parent is not there, or its name cannot be used.
+    """
+    try:
+        if folder.is_dir():
+            return
+        is_link = stat.S_ISLNK(folder.lstat().st_mode)
+    except (FileNotFoundError, NotADirectoryError):
+        if not folder.parent.is_dir():
+            raise OutputPathError(f"{folder}: there is no folder {folder.parent}", "make the folder first") from None
+        return
+    except (OSError, ValueError) as error:
+        raise OutputPathError(f"{folder}: {getattr(error, 'strerror', None) or error}") from error
+    what = "a link to no folder" if is_link else "a file, not a folder"
+    raise OutputPathError(f"{folder} is {what}", hint)
 
 
 def check_writable(folder: Path) -> None:
@@ -215,8 +256,9 @@ def way_out(error: OSError) -> str | None:
     return None
 
 
-def _exists(path: Path) -> OutputPathError:
-    return OutputPathError(f"{path} exists", "use --force to overwrite it, or another name")
+def _resolved(path: Path) -> Path:
+    """Where a link leads; that of a circle of links is one of them, where `Path.resolve` fails."""
+    return Path(os.path.realpath(path))
 
 
 def _write_synced(path: Path, data: bytes) -> None:
@@ -277,3 +319,9 @@ def _as_text(value: object) -> str | None:
 
 def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is not a number")
+
+
+def _finite(digits: str) -> float:
+    if math.isinf(number := float(digits)):
+        raise ValueError(f"{digits[:40]} is larger than any number here")
+    return number

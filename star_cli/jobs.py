@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from star_cli.asked import Drawable, check_kind, check_numbers, check_texts
+from star_cli.asked import Drawable, check_kind, check_texts, checked_numbers
 from star_cli.classes import check_class, find_class
 from star_cli.errors import OptionError
 
@@ -45,15 +45,17 @@ def jobs_of(
             classes, or the reverse.
     """
     texts = [prompts] if isinstance(prompts, str) else list(prompts)
-    named = [classes] if isinstance(classes, int | str) else list(classes)
+    # numpy's integers are no int
+    named = list(classes) if isinstance(classes, Iterable) and not isinstance(classes, str) else [classes]
     check_kind(model, texts, named, negative)
     subjects: list[str] | list[int] = texts
     if model.class_count is None:
         check_texts(texts, negative)
     else:
         subjects = _labels(named, model.class_count)
-    check_numbers({"seed": seed, "num": num})
-    return [ImageJob(subject, seed + index, negative) for subject in subjects for index in range(num)]
+    numbers = checked_numbers({"seed": seed, "num": num})
+    seeds = [numbers["seed"] + index for index in range(numbers["num"])]
+    return [ImageJob(subject, one, negative) for subject in subjects for one in seeds]
 
 
 def _labels(named: Sequence[int | str], count: int) -> list[int]:

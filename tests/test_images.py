@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from star_cli.errors import OutputError, OutputPathError, RecipeError
-from star_cli.images import encode_image, format_of, read_recipe, to_uint8, write_whole
+from star_cli.images import check_folder, encode_image, format_of, read_recipe, to_uint8, write_whole
 
 FORMATS = ["png", "webp", "jpeg"]
 # every character there is: controls, emoji, halves of characters
@@ -79,7 +79,9 @@ def test_recipe_behind_the_pixels_is_found(scratch: Path) -> None:
     assert read_recipe(scratch / "moved.png") == {"prompt": "x"}
 
 
-@pytest.mark.parametrize("text", ["{", "[1]", '{"seed": NaN}', "[" * 100_000, '{"seed": ' + "9" * 5000 + "}"])
+@pytest.mark.parametrize(
+    "text", ["{", "[1]", '{"seed": NaN}', '{"seed": 1e999}', "[" * 100_000, '{"seed": ' + "9" * 5000 + "}"]
+)
 def test_damaged_recipe_is_refused(scratch: Path, text: str) -> None:
     from PIL.PngImagePlugin import PngInfo
 
@@ -174,12 +176,34 @@ def test_link_is_followed_not_replaced(tmp_path: Path) -> None:
     assert target.read_bytes() == b"new"
 
 
-@pytest.mark.parametrize("name", ["none/picture", ".", "pipe"])
+@pytest.mark.parametrize("name", ["none/picture", ".", "pipe", "loop", "lost"])
 def test_place_that_takes_no_file_is_refused(tmp_path: Path, name: str) -> None:
     os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "lost").symlink_to("none/picture")
     with pytest.raises(OutputPathError):
         write_whole(tmp_path / name, b"data", overwrite=True)
-    assert [path.name for path in tmp_path.iterdir()] == ["pipe"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["loop", "lost", "pipe"]
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("file", "is a file, not a folder"),
+        ("file/below", "there is no folder"),
+        ("lost", "is a link to no folder"),
+        ("none/below", "there is no folder"),
+        ("x" * 300, "File name too long"),
+        ("nul\0", "null"),
+    ],
+)
+def test_a_name_that_no_folder_can_have_is_refused(tmp_path: Path, name: str, words: str) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "lost").symlink_to("nowhere")
+    with pytest.raises(OutputPathError, match=words):
+        check_folder(tmp_path / name)
+    for good in (tmp_path, tmp_path / "new"):
+        check_folder(good)
 
 
 @pytest.mark.parametrize("overwrite", [False, True])

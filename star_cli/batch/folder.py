@@ -22,7 +22,7 @@ from star_cli.batch.plan import Job, name_key
 from star_cli.batch.records import job_of_image, record_of, record_of_image
 from star_cli.batch.template import JOURNAL_FILE, numbered
 from star_cli.errors import OutputError, OutputPathError
-from star_cli.images import check_writable, way_out, write_whole
+from star_cli.images import check_folder, check_writable, way_out, write_whole
 
 HIDDEN = ".star"
 """Folder inside the batch's folder for locks and unfinished files."""
@@ -219,10 +219,7 @@ class BatchFolder:
     # -- entering -----------------------------------------------------------------------------------------------------
 
     def _make(self) -> None:
-        if self.path.exists() and not self.path.is_dir():
-            raise OutputPathError(f"{self.path} is a file, not a folder", "give another name")
-        if not self.path.is_dir() and not self.path.parent.is_dir():
-            raise OutputPathError(f"{self.path}: there is no folder {self.path.parent}", "make the folder first")
+        check_folder(self.path)
         try:
             self.path.mkdir(exist_ok=True)
         except OSError as error:

@@ -136,13 +136,13 @@ class Journal:
         self.refresh()
         line = record.to_line()
         try:
-            with self.path.open("ab") as file:
+            with self.path.open("ab", buffering=0) as file:  # a buffer would write its rest before it truncates
                 end = file.tell()
                 if self._ends_open(end):
                     line = b"\n" + line
                 try:
-                    file.write(line)
-                    file.flush()
+                    while line:  # the last bytes of a disk may take a part
+                        line = line[file.write(line) :]
                     os.fsync(file.fileno())
                 except OSError:
                     file.truncate(end)

@@ -16,8 +16,8 @@ from typing import Any
 from star_cli.asked import (
     SAMPLING,
     check_kind,
-    check_numbers,
     check_texts,
+    checked_numbers,
     checked_resolution,
     precision_of,
     sampling_of,
@@ -35,6 +35,8 @@ _NOT_DECISIVE = {"model", "device", "dtype", "quantize", "star_version"}
 """Keys of a recipe that are no part of a job's identity: the model counts by its hash, and a folder begun on one device
 may be finished on another."""
 _OF_A_PASS = ("res", *SAMPLING)
+_MOST_IMAGES = 10**9
+"""Of a batch: each job's name and identity are kept in memory while it runs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,7 +185,7 @@ def read_plan(
     """
     reader = _Settler(folder, defaults, names.format)
     reader.setting({})  # what is wrong with the flags is no line's fault
-    check_numbers(defaults)
+    checked_numbers(defaults)
     rows: list[Row] = []
     problems: list[Problem] = []
     for raw in read_rows(file, kind):
@@ -200,6 +202,8 @@ def read_plan(
         raise BatchInputError(f"{lines} of the input cannot be drawn", "nothing was drawn: correct the input", told)
     if not rows:
         raise BatchInputError("there is nothing to draw in the input", "write one prompt a line")
+    if (images := sum(row.num for row in rows)) > _MOST_IMAGES:
+        raise BatchInputError(f"a batch is at most {_MOST_IMAGES:,} images, not {images:,}", "give a smaller --num")
     return Plan(rows, folder, names)
 
 
@@ -228,7 +232,7 @@ class _Settler:
         if not named:
             check_texts(texts, values["negative"])
         check_kind(self._folder, texts, named, values["negative"])
-        check_numbers(values)
+        values |= checked_numbers(values)
         format, out = self._file(said)  # noqa: A001 - as the column
         if texts:
             check_words_fit(texts[0], values["negative"], format or self._format)

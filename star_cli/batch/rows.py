@@ -149,6 +149,9 @@ def _wrong_heads(heads: list[str]) -> str | None:
 
 
 def _row(line: int, said: dict[str, Any], read: Callable[[Any, type], Any]) -> RawRow | Problem:
+    names = [_column(name) for name in said]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        return Problem(line, f"{twice} is there twice")
     said = {_column(name): value for name, value in said.items() if value is not None}
     if unknown := [name for name in said if name not in COLUMNS]:
         return Problem(line, _unknown(unknown))

@@ -122,14 +122,24 @@ class BatchRunner:
             on_event: told of everything, in this thread; results in the order of the input.
         Raises:
             OutputError: nothing can be written any more; what was written is whole and journalled.
+            Exception: `on_event` failed: that ends the run, and is no job's failure.
         """
+        try:
+            return self._run(on_event)
+        except _ListenerError as error:
+            raise error.failure from error.failure.__cause__
+
+    def _run(self, on_event: OnEvent | None) -> Summary:
         start = time.perf_counter()
         summary = Summary(self._policy.count(self._plan))
 
         def tell(event: Event) -> None:
             summary.count(event)
             if on_event is not None:
-                on_event(event)
+                try:
+                    on_event(event)
+                except Exception as error:
+                    raise _ListenerError(error) from error
 
         writers = Writers(self._folder, self._order, self._policy.writers)
         try:
@@ -218,7 +228,7 @@ class BatchRunner:
                     writers.put(one[given], image, (time.perf_counter() - start) / len(one))
                     given += 1
                     self._check_deadline()
-            except _AbandonedError:
+            except (_AbandonedError, _ListenerError):
                 raise
             except Exception as error:
                 passes[:0] = self._after_failure(error, one, one[given:], time.perf_counter() - start)
@@ -285,6 +295,14 @@ def _tell_all(events: Sequence[Event], tell: OnEvent) -> None:
 
 class _AbandonedError(Exception):
     """The pass in work takes too long to wait for."""
+
+
+class _ListenerError(Exception):
+    """Whoever is told of events failed. In a class of its own, so that no job is taken to have failed."""
+
+    def __init__(self, failure: Exception):
+        super().__init__(str(failure))
+        self.failure = failure
 
 
 def _image_job(job: Job) -> ImageJob:

@@ -11,7 +11,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -112,19 +112,17 @@ def run_on_devices(
             heard, end = context.Pipe(duplex=False)
             ends.append(end)
             process = context.Process(target=_work, args=(task, events, heard), daemon=True)
-            process.start()
+            with _without_ctrl_c():
+                process.start()
             heard.close()
             processes.append(process)
+        if asked.is_set():  # before all were there to hear it
+            send_stop()
         while any(process.is_alive() for process in processes):
             gathered.take(events)
         gathered.take(events, is_last=True)
     finally:
-        for end in ends:
-            end.close()  # to a process at work: stop
-        for process in processes:
-            if isinstance(sys.exception(), KeyboardInterrupt):  # a second Ctrl-C
-                process.kill()
-            process.join()
+        _end(processes, ends)
     summary = gathered.summary
     summary.is_stopped, summary.seconds = asked.is_set(), time.perf_counter() - start
     if summary.missing and not summary.is_stopped and not summary.gave_up:
@@ -132,6 +130,28 @@ def run_on_devices(
             f"a process ended before its work, {summary.missing} images are missing", "run the same command again"
         )
     return summary
+
+
+def _end(processes: Sequence[SpawnProcess], ends: Sequence[Connection]) -> None:
+    for end in ends:
+        end.close()  # to a process at work: stop
+    for process in processes:
+        if isinstance(sys.exception(), KeyboardInterrupt):  # a second Ctrl-C
+            process.kill()
+        process.join()
+
+
+@contextlib.contextmanager
+def _without_ctrl_c() -> Iterator[None]:
+    """A process that is started inside never sees Ctrl-C, not even while it imports: the parent says when to stop.
+
+    It is blocked and not ignored, so that the parent loses none: it comes when this ends.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 class _Gathered:
@@ -191,7 +211,7 @@ class _Gathered:
 
 def _work(task: _Task, events: Any, stop: Connection) -> None:
     """One process: load the model, do what nobody else does."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent says when to stop
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # blocked until here; the parent says when to stop
     try:
         pipe = StarPipeline.from_pretrained(task.plan.folder.path, device=task.device, dtype=task.dtype)
         with BatchFolder(task.folder) as folder:

@@ -30,6 +30,7 @@ from star_cli.cli.models import models
 from star_cli.cli.sheet import sheet
 from star_cli.cli.train import app as train
 from star_cli.cli.weights import app as weights
+from star_cli.errors import OutputError
 
 
 class Commands(TyperGroup):
@@ -120,6 +121,10 @@ def _end(call: Callable[[], Any], debug: bool) -> int:
         code = result if isinstance(result, int) else 0  # typer gives back the code of an Exit
         if code == INTERRUPTED:  # typer's answer to Ctrl-C
             console.say("interrupted")
+    except SystemExit as end:
+        if not isinstance(end.__context__, BrokenPipeError):
+            raise
+        code = 0  # typer's answer to a reader of its help who has seen enough: no failure, as in `console`
     except (KeyboardInterrupt, typer.Abort):
         console.say("interrupted")
         code = INTERRUPTED
@@ -130,10 +135,20 @@ def _end(call: Callable[[], Any], debug: bool) -> int:
         if debug:
             for line in traceback.format_exc().splitlines():
                 console.say(line)
-        failure = explain(error)
+        failure = explain(_of_stdout(error))
         console.fail(failure)
         code = failure.exit_code
     return code
+
+
+def _of_stdout(error: Exception) -> Exception:
+    """What typer could not write, its help, is an error that does not say where it was: standard output knows."""
+    if isinstance(error, OSError) and error.filename is None:
+        try:
+            console.flush()
+        except OutputError as told:
+            return told
+    return error
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from star_cli.asked import checked_dtype
-from star_cli.batch.plan import Plan, read_plan
+from star_cli.batch.plan import Plan, name_key, read_plan
 from star_cli.batch.rows import KINDS, InputKind, kind_of
 from star_cli.batch.template import DEFAULT_TEMPLATE, NameTemplate
 from star_cli.checkpoints.known import SHIPPED, find_model
@@ -22,7 +23,8 @@ from star_cli.cli.defaults import user_defaults
 from star_cli.cli.errors import is_debug, shorten
 from star_cli.cli.libraries import hushed
 from star_cli.cli.stopping import Stopping
-from star_cli.errors import BatchInputError, OptionError, StarError
+from star_cli.errors import BatchInputError, OptionError, OutputPathError, StarError
+from star_cli.images import check_folder, check_target, check_writable
 
 if TYPE_CHECKING:
     from star_cli.batch.events import OnEvent
@@ -102,8 +104,9 @@ def batch(
     names = NameTemplate(DEFAULT_TEMPLATE if template is None else template, format, usual)
     plan = _read(file, input_format, values, names)
     where = _folder(out, file)
+    check_folder(where)
     if contact_sheet is not None:
-        _check_sheet(contact_sheet, where, policy.count(plan))
+        _check_sheet(contact_sheet, where, plan, policy)
     if dry_run:
         from star_cli.cli.batch_dry import list_jobs
 
@@ -219,22 +222,37 @@ def _run(work: Work, plan: Plan, where: Path, policy: Policy, json: bool, quiet:
 # -- contact sheet ----------------------------------------------------------------------------------------------------
 
 
-def _check_sheet(path: Path, where: Path, images: int) -> None:
+def _check_sheet(path: Path, where: Path, plan: Plan, policy: Policy) -> None:
     """Before anything is drawn: will the sheet find its place? An older sheet may go, another picture may not."""
     from star_cli.batch.sheet import MOST, Layout, check_size, is_sheet
-    from star_cli.images import check_target, check_writable
 
-    check_size(min(images, MOST), Layout(), path)
+    check_size(min(policy.count(plan), MOST), Layout(), path)
+    _check_no_image(path, where, plan)
     if path.parent == where and not where.exists():
         return  # the batch makes its folder
-    check_target(path, overwrite=not path.exists() or is_sheet(path))
-    check_writable(path.parent)
+    check_target(path, overwrite=is_sheet(path))
+    check_writable(Path(os.path.realpath(path)).parent)
+
+
+def _check_no_image(path: Path, where: Path, plan: Plan) -> None:
+    """The sheet may lie among the images, but not in the place of one, drawn or not."""
+    from star_cli.batch.folder import BatchFolder
+
+    inside = Path(os.path.realpath(where))
+    places = (Path(os.path.realpath(path)), Path(os.path.realpath(path.parent), path.name))  # a link, and its end
+    own = {name_key(one.relative_to(inside).as_posix()) for one in places if one.is_relative_to(inside)}
+    if not own:
+        return
+    folder = BatchFolder(where)
+    folder.journal.refresh()
+    if own & set(folder.journal.owners) or any(name_key(folder.place(job)[0].file) in own for job in plan.jobs()):
+        raise OutputPathError(f"{path} is the place of an image of this batch", "give the sheet another name")
 
 
 def _make_sheet(plan: Plan, where: Path, policy: Policy, out: Path, quiet: bool) -> None:
     """Of what is there, in the order of the input."""
     from star_cli.batch.folder import BatchFolder
-    from star_cli.batch.sheet import MOST, Layout, write_sheet
+    from star_cli.batch.sheet import MOST, Layout, is_sheet, write_sheet
 
     journal = BatchFolder(where).journal
     journal.refresh()
@@ -250,5 +268,5 @@ def _make_sheet(plan: Plan, where: Path, policy: Policy, out: Path, quiet: bool)
         return
     if len(pictures) > MOST:
         console.warn(f"the contact sheet holds the first {MOST:,} images", quiet)
-    for path, error in write_sheet(pictures[:MOST], out, Layout(), overwrite=True):
+    for path, error in write_sheet(pictures[:MOST], out, Layout(), overwrite=is_sheet(out)):
         console.warn(f"{path} cannot be read: {error}", quiet)

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from star_cli.asked import check_numbers
+from star_cli.asked import checked_numbers
 from star_cli.cli import console, options
 from star_cli.cli.defaults import user_defaults
 from star_cli.cli.errors import is_debug
@@ -86,7 +86,7 @@ def bench(
     usual = user_defaults()
     if res is None and shape is None:  # a shape has its own resolution
         res = usual.get("res")
-    check_numbers({} if res is None else {"res": res})
+    checked_numbers({} if res is None else {"res": res})
     # A new option of loading or of the draw is one line in one of these.
     loading = {"device": device or usual.get("device"), "dtype": dtype or usual.get("dtype"), "quantize": quantize}
     drawing: dict[str, Any] = {"speed": speed or usual.get("speed")}

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import typer
 
-from star_cli.errors import StarError
+from star_cli.errors import OptionError, StarError
 from star_cli.memory import is_out_of_memory
 
 INTERRUPTED, TERMINATED = 130, 143  # 128 + the signal's number, as shells count
@@ -43,8 +44,12 @@ def explain(error: Exception) -> Failure:
         return _usage(error)
     if is_out_of_memory(error):
         return Failure("out of memory", "draw a smaller --res, or use --dtype bfloat16")
-    if isinstance(error, OSError) and error.filename is not None:
-        return Failure(f"{os.fsdecode(error.filename)}: {error.strerror or error}")
+    if isinstance(error, OSError) and isinstance(error.filename, str | bytes):
+        # a name that no system takes is bad input, wherever it was met
+        exit_code = OptionError.exit_code if error.errno == errno.ENAMETOOLONG else 1
+        return Failure(f"{os.fsdecode(error.filename)}: {error.strerror or error}", exit_code=exit_code)
+    if isinstance(error, OSError) and error.strerror:
+        return Failure(f"the system says: {error.strerror}")
     return Failure(
         f"internal: {type(error).__name__}: {error}", "this is a bug: report what `--debug` shows, with the command"
     )

@@ -96,9 +96,9 @@ def _draw(request: Request, quiet: bool) -> Iterator[GeneratedImage]:
     for text in dict.fromkeys(filter(None, (*request.prompts, request.negative))):
         for remark in pipe.remarks(text):
             console.warn(shorten(remark, _LONGEST_REMARK), quiet)
-    passes = list(_passes(request, pipe.max_batch))
-    for number, one in enumerate(passes, start=1):
-        title = "drawing" if len(passes) == 1 else f"drawing {number}/{len(passes)}"
+    count = _count_passes(request, pipe.max_batch)
+    for number, one in enumerate(_passes(request, pipe.max_batch), start=1):
+        title = "drawing" if count == 1 else f"drawing {number}/{count}"
         with console.scales(title, quiet) as on_scale:
             images = pipe(
                 res=request.res, negative=request.negative, options=request.sampling, on_scale=on_scale, **one
@@ -124,11 +124,21 @@ def _load(request: Request, quiet: bool) -> StarPipeline:
     )
 
 
+def _count_passes(request: Request, most: int) -> int:
+    """How many `_passes` gives: --num may be larger than a list of them."""
+    subjects = len(request.prompts or request.classes)
+    return -(-subjects // _subjects_at_once(request, most)) * -(-request.num // most)
+
+
+def _subjects_at_once(request: Request, most: int) -> int:
+    return max(1, most // request.num)
+
+
 def _passes(request: Request, most: int) -> Iterator[dict[str, Any]]:
     """Arguments of each pass, of at most `most` pictures: all of one prompt or class, then those of the next."""
     subjects: tuple[str | int, ...] = request.prompts or request.classes
     kind = "prompts" if request.prompts else "classes"
-    at_once = max(1, most // request.num)
+    at_once = _subjects_at_once(request, most)
     for start in range(0, len(subjects), at_once):
         for first in range(0, request.num, most):
             num = min(most, request.num - first)

@@ -15,6 +15,7 @@ def info(image: options.ImageArg, json: options.JsonOpt = False, debug: options.
     """
     recipe = read_recipe(image)
     if json:
+        recipe.pop("path", None)  # a stranger's: ours is where the picture lies
         console.print_json({"path": str(image), **recipe})
         return
     for name, value in recipe.items():

@@ -10,11 +10,14 @@ from typing import TYPE_CHECKING, Protocol
 
 from star_cli.cli import console
 from star_cli.errors import OutputError, OutputPathError
-from star_cli.images import FORMATS, SUFFIXES, check_target, check_writable, format_of
+from star_cli.images import FORMATS, SUFFIXES, check_folder, check_target, check_writable, format_of
 from star_cli.names import name_of, subject_of
 
 if TYPE_CHECKING:
     from star_cli.generated import GeneratedImage
+
+USE_FORCE = "use --force to overwrite it, or another name"
+"""Hint for a file that is there."""
 
 
 class Destination(Protocol):
@@ -124,14 +127,8 @@ def _to_stdout(format: str, pictures: int) -> ToStdout:  # noqa: A002
 
 
 def _to_folder(folder: Path, format: str, force: bool) -> ToFolder:  # noqa: A002
-    if _is_folder(folder):
-        check_writable(folder)
-    elif folder.exists():
-        raise OutputPathError(f"{folder} is a file, not a folder", "give another name, or the file without the slash")
-    elif not _is_folder(folder.parent):
-        raise OutputPathError(f"{folder}: there is no folder {folder.parent}", "make the folder first")
-    else:
-        check_writable(folder.parent)
+    check_folder(folder, "give another name, or the file without the slash")
+    check_writable(folder if folder.is_dir() else folder.parent)
     return ToFolder(folder, format, force)
 
 
@@ -141,12 +138,18 @@ def _to_file(path: Path, format: str | None, pictures: int, force: bool) -> ToFi
         raise OutputPathError(
             f"{path} is to be a {named} file, but --format says {format}", f"use {SUFFIXES[str(format)]}"
         )
-    check_target(path, overwrite=force)
+    check_target(
+        path,
+        overwrite=force,
+        if_folder=f"use --out {path}/ to draw into it",
+        if_special="use --out - to write to standard output",
+        if_exists=USE_FORCE,
+    )
     if pictures > 1:
         raise OutputPathError(
             f"{path} takes one picture, not {pictures}", f"give a folder: --out {path.with_suffix('')}/"
         )
-    check_writable(path.parent)
+    check_writable(Path(os.path.realpath(path)).parent)
     return ToFile(path, named, force)
 
 

@@ -10,10 +10,10 @@ from typing import Any
 
 from star_cli.asked import (
     check_kind,
-    check_numbers,
     check_sampling,
     check_texts,
     checked_dtype,
+    checked_numbers,
     checked_resolution,
     precision_of,
     sampling_of,
@@ -113,7 +113,7 @@ def make_request(
     if texts or not named:
         check_texts(texts, settled["negative"])
     # Checked before the model is looked for: wrong is wrong whatever the model.
-    check_numbers(settled)
+    settled |= checked_numbers(settled)
     check_sampling(settled)
     folder = _find_model(settled.get("model", SHIPPED), from_recipe=bool(recipe) and "model" not in given)
     check_kind(folder, texts, named, settled["negative"])
@@ -150,7 +150,11 @@ def _read_stdin() -> list[str]:
     """One prompt a line, by the rule of a batch's text files."""
     if sys.stdin is None:
         raise OptionError("standard input is closed", "give the prompt as an argument")
-    text = sys.stdin.buffer.read().decode("utf-8", errors="surrogateescape").removeprefix("\ufeff")
+    try:
+        data = sys.stdin.buffer.read()
+    except OSError as error:
+        raise OptionError(f"standard input cannot be read: {error.strerror or error}") from error
+    text = data.decode("utf-8", errors="surrogateescape").removeprefix("\ufeff")
     if lines := [line.rstrip("\r") for line in text.split("\n") if is_prompt(line)]:
         return lines
     raise OptionError("there is no prompt on standard input", "write one prompt a line")
@@ -159,9 +163,9 @@ def _read_stdin() -> list[str]:
 def _find_model(name_or_folder: str, from_recipe: bool) -> ModelFolder:
     try:
         return find_model(name_or_folder)
-    except ModelNotFoundError as error:
+    except (ModelNotFoundError, OSError) as error:  # OSError: a name too long for any folder
         if from_recipe:
-            hint = error.hint if name_or_folder in PUBLISHED else "name its folder with --model"
+            hint = getattr(error, "hint", None) if name_or_folder in PUBLISHED else "name its folder with --model"
             raise RecipeError(f"the picture was drawn with {name_or_folder!r}, which is not here", hint) from error
         raise
 

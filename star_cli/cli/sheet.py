@@ -6,6 +6,7 @@ from pathlib import Path
 
 from star_cli.batch.sheet import Layout, find_pictures, write_sheet
 from star_cli.cli import batch_options, console, options
+from star_cli.cli.output import USE_FORCE
 from star_cli.images import check_target, format_of
 
 
@@ -25,7 +26,7 @@ def sheet(
     """
     layout = Layout(columns, cell, captions)
     format_of(out)
-    check_target(out, overwrite=force)
+    check_target(out, overwrite=force, if_exists=USE_FORCE)
     found = [path for path in find_pictures(pictures) if path.resolve() != out.resolve()]
     for path, error in write_sheet(found, out, layout, overwrite=force):
         console.warn(f"{path} cannot be read: {error}", quiet)

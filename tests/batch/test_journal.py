@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -113,6 +115,25 @@ def test_a_full_disk_leaves_no_half_line(tmp_path: Path, monkeypatch: pytest.Mon
     with pytest.raises(OutputError, match="No space left on device"):
         journal.append(FAILED)
     assert path.read_bytes() == DONE.to_line()
+
+
+def test_a_disk_that_takes_half_a_line_keeps_none_of_it(tmp_path: Path) -> None:
+    """A limit on the size of files, in a process of its own, stands for the disk."""
+    path = tmp_path / "j.jsonl"
+    path.write_bytes(DONE.to_line())
+    code = f"""
+import resource
+from pathlib import Path
+from star_cli.batch.journal import Journal, Record
+from star_cli.errors import OutputError
+resource.setrlimit(resource.RLIMIT_FSIZE, ({path.stat().st_size + 40},) * 2)
+try:
+    Journal(Path({str(path)!r})).append(Record.from_line({FAILED.to_line()!r}))
+except OutputError:
+    print("told")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert (done.stdout, path.read_bytes()) == ("told\n", DONE.to_line())
 
 
 RECORDS = [

@@ -32,6 +32,11 @@ def test_each_row_gives_its_images_with_rising_seeds(plan_of: PlanOf) -> None:
     assert jobs == list(plan.jobs())
 
 
+def test_more_images_than_memory_has_names_for_are_refused(plan_of: PlanOf) -> None:
+    with pytest.raises(BatchInputError, match=f"at most 1,000,000,000 images, not {2 * LARGEST_SEED:,}"):
+        plan_of("a\nb\n", num=LARGEST_SEED)
+
+
 def test_rows_change_what_the_flags_say(plan_of: PlanOf) -> None:
     text = "prompt,seed,res,guidance,negative,num,out\nx,,,,,,\ny,9,64,1.5,blue,2,deep/y\n"
     first, second, third = plan_of(text, "csv", seed=3, res=32, top_k=5).jobs()

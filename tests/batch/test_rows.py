@@ -79,6 +79,8 @@ def test_tables_have_heads_quotes_and_empty_cells() -> None:
         ('{"prompt": 5}', "prompt must be text, not 5"),
         ('{"prompt": ["x"]}', "prompt must be text, not ['x']"),
         ('{"prompt": "x", "prompt": "y"}', "a name is there twice"),
+        ('{"prompt": "x", "top-k": 3, "top_k": 7}', "top_k is there twice"),
+        ('{"prompt": "x", "Seed": null, "seed": 7}', "seed is there twice"),
         ("[1]", "not a JSON object"),
         ("{", "not JSON: "),
         ("[" * 100_000, "not JSON: "),

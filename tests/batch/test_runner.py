@@ -300,6 +300,21 @@ def test_a_full_disk_ends_the_batch_and_fails_no_job(
     assert (summary.done, summary.kept) == (6, 2)
 
 
+@pytest.mark.parametrize("kind", ["drawing", "done"])
+def test_a_watcher_that_fails_ends_the_batch_and_fails_no_job(
+    tmp_path: Path, plan_of: PlanOf, run_batch: RunBatch, tiny_pipeline: StarPipeline, kind: str
+) -> None:
+    def watch(event: Event) -> None:
+        if event.kind == kind:
+            raise OutputError("cannot write to standard output")
+
+    plan = plan_of("a\nb\nc\nd\n")
+    with BatchFolder(tmp_path) as folder, pytest.raises(OutputError, match="cannot write to standard output"):
+        BatchRunner(tiny_pipeline, plan, folder, Policy(batch_size=1)).run(watch)
+    summary, _ = run_batch(plan, tmp_path)
+    assert (summary.failed, summary.missing) == (0, 0)
+
+
 def test_a_folder_that_is_deleted_ends_the_batch(
     tmp_path: Path, plan_of: PlanOf, run_batch: RunBatch, tiny_pipeline: StarPipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:

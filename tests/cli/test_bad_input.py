@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import io
 import json
 import os
-import shutil
 import signal
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +18,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from typer.testing import Result
 
+from star_cli.cli.request import make_request
+from star_cli.errors import OptionError
 from star_cli.generation.options import LARGEST_SEED
 from star_cli.images import read_recipe
 from star_cli.pipeline import StarPipeline
@@ -98,6 +99,13 @@ def test_no_prompt_is_refused(draw: Star) -> None:
     assert_refused(draw(), "there is no prompt", "say what to draw")
     assert_refused(draw("-", input=" \n\n"), "there is no prompt on standard input", "one prompt a line")
     assert_refused(draw("-", "-", input="x"), "- is given twice", "once")
+
+
+def test_standard_input_that_cannot_be_read_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    with os.fdopen(os.open(os.devnull, os.O_WRONLY), "rb") as closed:  # as `0>/dev/null` makes it
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(closed))
+        with pytest.raises(OptionError, match="standard input cannot be read: Bad file descriptor"):
+            make_request(["-"], None, {}, None, {})
 
 
 def test_unknown_command_is_refused(star: Star) -> None:
@@ -218,6 +226,15 @@ def test_picture_without_a_whole_recipe_is_refused(draw: Star, folder: Path, tin
     assert_refused(draw("--from-image", "none.png"), "none.png: No such file or directory", None)
 
 
+def test_a_name_that_no_model_can_have_is_refused(star: Star, folder: Path, tiny_pipeline: StarPipeline) -> None:
+    (image,) = tiny_pipeline("x")
+    image.recipe["model"] = "x" * 5000
+    image.save(folder / "strange.png")
+    assert_refused(star("generate", "--from-image", "strange.png"), "the picture was drawn with 'xxx", "--model")
+    assert_refused(star("generate", "x", "--model", "x" * 5000), "xxx", None)
+    assert_refused(star("batch", "-", "--model", "x" * 5000, input="x"), "xxx", None)
+
+
 # -- output -----------------------------------------------------------------------------------------------------------
 
 
@@ -249,6 +266,10 @@ def no_drawing(monkeypatch: pytest.MonkeyPatch) -> None:
         (["--out", "-", "--num", "2"], "--out - takes one picture, not 2", "folder"),
         (["--out", "/dev/null", "--format", "png", "--force"], "/dev/null is not a regular file", "--out -"),
         (["--out", f"{'x' * 300}.png"], "File name too long", None),
+        (["--out", f"{'x' * 300}/"], "File name too long", None),
+        (["--out", "lost/"], "lost is a link to no folder", "another name"),
+        (["--out", "lost.png", "--force"], "it leads to", "make the folder"),
+        (["--out", "loop.png", "--force"], "loop.png is a link to itself", "another name"),
     ],
 )
 def test_output_that_cannot_be_written_is_refused_before_drawing(
@@ -256,8 +277,11 @@ def test_output_that_cannot_be_written_is_refused_before_drawing(
 ) -> None:
     (folder / "folder.png").mkdir()
     (folder / "old.png").write_bytes(b"old")
+    for name, end in (("lost", "nowhere"), ("lost.png", "nowhere/x.png"), ("loop.png", "loop.png")):
+        (folder / name).symlink_to(end)
+    before = sorted(folder.iterdir())
     assert_refused(draw("x", *arguments), words, hint)
-    assert sorted(path.name for path in folder.iterdir()) == ["folder.png", "old.png"]
+    assert sorted(folder.iterdir()) == before
     assert (folder / "old.png").read_bytes() == b"old"
 
 
@@ -365,18 +389,20 @@ def test_stdout_closed_early_still_draws_all(start: Start, folder: Path, tiny_mo
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="/dev/full is Linux's")
-def test_full_stdout_is_told(start: Start, folder: Path, tiny_pipeline: StarPipeline) -> None:
+@pytest.mark.parametrize("arguments", [["info", "x.png"], ["--help"]])
+def test_full_stdout_is_told(start: Start, folder: Path, tiny_pipeline: StarPipeline, arguments: list[str]) -> None:
     tiny_pipeline("x")[0].save(folder / "x.png")
     with Path("/dev/full").open("wb") as full:
-        process = start("info", "x.png", stdout=full.fileno())
+        process = start(*arguments, stdout=full.fileno())
         _, stderr = process.communicate()
     words = b"error: cannot write to standard output: No space left on device\n"
     assert (process.returncode, stderr) == (1, words)
 
 
-def test_help_into_a_closed_pipe_is_quiet(folder: Path, environment: dict[str, str]) -> None:
-    shell = shutil.which("bash")
-    assert shell is not None
-    command = f"{sys.executable} -m star_cli generate --help | true"
-    done = subprocess.run([shell, "-c", command], cwd=folder, env=environment, capture_output=True, check=False)
-    assert done.stderr == b""
+@pytest.mark.parametrize("arguments", [["--help"], ["generate", "--help"], ["--version"]])
+def test_help_into_a_closed_pipe_is_quiet(start: Start, arguments: list[str]) -> None:
+    process = start(*arguments)
+    process.stdout.close()  # before the first word
+    stderr = process.stderr.read()
+    process.stderr.close()
+    assert (process.wait(timeout=120), stderr) == (0, b"")

@@ -98,10 +98,16 @@ def test_json_tells_every_event(batch: Star, prompts: Path) -> None:
     assert (end["done"], end["kept"], end["failed"], end["missing"]) == (1, 1, 0, 0)
 
 
-def test_shards_and_devices_draw_the_same(batch: Star, folder: Path) -> None:
+def test_shards_draw_what_one_run_draws(batch: Star, folder: Path) -> None:
     text = "a\nb\nc\n"
-    assert batch("-", "--shard", "2/2", "--out", "all", input=text).stdout == "all/00002-b-0.png\n"
-    assert batch("-", "--shard", "1/2", "--out", "all", input=text).stdout.count("\n") == 2
+    assert batch("-", "--shard", "2/2", "--out", "parts", input=text).stdout == "parts/00002-b-0.png\n"
+    assert batch("-", "--shard", "1/2", "--out", "parts", input=text).stdout.count("\n") == 2
+    batch("-", "--out", "whole", input=text)
+    parts, whole = (
+        {path.name: path.read_bytes() for path in (folder / out).glob("*.png")} for out in ("parts", "whole")
+    )
+    assert len(whole) == 3
+    assert parts == whole
 
 
 # -- before anything is drawn -----------------------------------------------------------------------------------------
@@ -146,6 +152,9 @@ def test_bad_input_is_told_whole_before_work(batch: Star, folder: Path) -> None:
         (["-", "--devices", "cpu", "--device", "cpu"], "--devices stands alone"),
         (["-", "--devices", "9999"], "torch sees no such device here"),
         (["-", "--devices", "cpu,,cpu"], "name each device"),
+        (["-", "--devices", "cpu:"], "--device must be auto, cuda, mps, cpu, not cpu:"),
+        (["-", "--num", str(2**63 - 1)], "a batch is at most 1,000,000,000 images"),
+        (["-", "--num", str(2**63 - 1), "--contact-sheet", "sheet.png", "--dry-run"], "a batch is at most"),
         (["-", "--contact-sheet", "sheet.gif"], "unknown suffix '.gif'"),
         (["-", "--contact-sheet", "none/sheet.png"], "there is no folder none"),
         (["-", "--compat", "official", "--dtype", "bfloat16"], "--compat official needs the weights in float32"),
@@ -158,12 +167,26 @@ def test_what_cannot_be_done_is_refused(batch: Star, folder: Path, arguments: li
     assert list(folder.iterdir()) == []
 
 
-@pytest.mark.parametrize("where", ["file", "none/deep"])
-def test_folder_that_cannot_be_made_is_refused(batch: Star, folder: Path, where: str) -> None:
+@pytest.mark.usefixtures("no_drawing")
+@pytest.mark.parametrize("flags", [[], ["--dry-run"]])
+@pytest.mark.parametrize(
+    ("where", "words"),
+    [
+        ("file", "file is a file, not a folder"),
+        ("none/deep", "there is no folder none"),
+        ("lost", "lost is a link to no folder"),
+        ("x" * 300, "File name too long"),
+    ],
+)
+def test_folder_that_cannot_be_made_is_refused(
+    batch: Star, folder: Path, where: str, words: str, flags: list[str]
+) -> None:
     (folder / "file").touch()
-    result = batch("-", "--out", where, input="x\n")
-    assert result.exit_code == 2
+    (folder / "lost").symlink_to("nowhere")
+    result = batch("-", "--out", where, *flags, input="x\n")
+    assert (result.exit_code, result.stdout) == (2, "")
     assert result.stderr.startswith("error: ")
+    assert words in result.stderr
 
 
 @pytest.mark.usefixtures("no_drawing")
@@ -231,12 +254,11 @@ def test_contact_sheet_holds_every_image(batch: Star, folder: Path) -> None:
     assert result.exit_code == 0, result.stderr
     with Image.open(folder / "sheet.png") as sheet:
         assert sheet.size == (2 * 200 + 8, 2 * (192 + 52 + 8) + 8)
-        shown = sheet.crop((8, 8, 40, 40))
-        with Image.open(folder / "batch" / "00001-a-0.png") as first:
-            assert first.size == (32, 32)
-            place = (8 + 80, 8 + 80)
-            assert sheet.crop((*place, place[0] + 32, place[1] + 32)).tobytes() == first.convert("RGB").tobytes()
-    assert shown.size == (32, 32)
+        for name, column, row in (("00001-a-0", 0, 0), ("00002-b-0", 1, 0), ("00003-c-0", 0, 1)):
+            left, top = 8 + column * 200 + 80, 8 + row * 252 + 80  # in the middle of its cell
+            with Image.open(folder / "batch" / f"{name}.png") as image:
+                assert image.size == (32, 32)
+                assert sheet.crop((left, top, left + 32, top + 32)).tobytes() == image.convert("RGB").tobytes()
 
 
 def test_contact_sheet_replaces_a_sheet_and_no_other_picture(batch: Star, folder: Path) -> None:
@@ -247,8 +269,40 @@ def test_contact_sheet_replaces_a_sheet_and_no_other_picture(batch: Star, folder
     (folder / "holiday.png").write_bytes(before := (folder / "batch" / "00001-a-0.png").read_bytes())
     result = batch("-", "--out", "other", "--contact-sheet", "holiday.png", input="a\n")
     assert (result.exit_code, (folder / "other").exists()) == (2, False)
-    assert "error: holiday.png exists" in result.stderr
+    assert result.stderr == "error: holiday.png exists\nhint: use another name\n"  # there is no --force
     assert (folder / "holiday.png").read_bytes() == before
+
+
+@pytest.mark.parametrize("sheet", ["sh/00002-b-0.png", "sh/00002-B-0.png", "here/../sh/00002-b-0.png", "link.png"])
+def test_contact_sheet_takes_no_place_of_an_image(batch: Star, folder: Path, sheet: str) -> None:
+    (folder / "here").mkdir()
+    (folder / "link.png").symlink_to("sh/00002-b-0.png")
+    arguments = ["-", "--out", "sh", "--contact-sheet", sheet]
+    for shard in ("1/2", "1/1"):  # before its folder is there, and when another process is to draw the image
+        result = batch(*arguments, "--shard", shard, input="a\nb\n")
+        assert (result.exit_code, result.stdout) == (2, "")
+        assert "is the place of an image of this batch" in result.stderr
+        batch("-", "--out", "sh", "--shard", "1/2", input="a\nb\n")
+    assert batch("-", "--out", "sh", input="a\nb\n").exit_code == 0
+    assert batch(*arguments, input="c\n").exit_code == 2  # of an older input
+    assert len(list((folder / "sh").glob("*.png"))) == 2
+
+
+def test_a_picture_that_comes_while_the_batch_is_drawn_stays(
+    batch: Star, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draw = StarPipeline.draw_jobs
+
+    def draw_jobs(self: StarPipeline, jobs: Sequence[ImageJob], **options: Any) -> Iterator[GeneratedImage]:
+        Image.new("RGB", (8, 8)).save(folder / "sheet.png")
+        yield from draw(self, jobs, **options)
+
+    monkeypatch.setattr(StarPipeline, "draw_jobs", draw_jobs)
+    result = batch("-", "--contact-sheet", "sheet.png", input="a\n")
+    assert (result.exit_code, result.stdout) == (1, "batch/00001-a-0.png\n")
+    assert "error: no contact sheet: sheet.png exists" in result.stderr
+    with Image.open(folder / "sheet.png") as picture:
+        assert picture.size == (8, 8)
 
 
 def test_contact_sheet_may_lie_in_the_folder_that_the_batch_makes(batch: Star, folder: Path) -> None:
@@ -335,12 +389,17 @@ def test_captions_tell_prompt_and_seed(star: Star, batch: Star, folder: Path) ->
         ([".", "--out", "x.bmp"], "unknown suffix '.bmp'"),
         ([".", "--columns", "0"], "--columns must be"),
         ([".", "--cell", "5"], "--cell must be"),
-        ([".", "--out", "here.png"], "here.png exists"),
+        ([".", "--out", "here.png"], "here.png exists\nhint: use --force to overwrite it, or another name"),
+        (["here.png", "--out", "folder.png"], "folder.png is a folder, not a file\nhint: name a file inside it"),
+        (["here.png", "--out", "loop.png", "--force"], "loop.png is a link to itself"),
+        (["here.png", "--out", "/dev/null.png/x.png", "--force"], "there is no folder /dev/null.png"),
     ],
 )
 def test_sheet_that_cannot_be_made_is_refused(star: Star, folder: Path, arguments: list[str], words: str) -> None:
     if "here.png" in arguments:
         Image.new("RGB", (8, 8)).save(folder / "here.png")
+        (folder / "loop.png").symlink_to("loop.png")
+        (folder / "folder.png").mkdir()
     result = star("sheet", *arguments)
     assert result.exit_code == 2
     assert words in result.stderr

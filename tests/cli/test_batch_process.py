@@ -6,6 +6,7 @@ What needs no process of its own runs in this one. Nothing here depends on how f
 from __future__ import annotations
 
 import json
+import os
 import random
 import resource
 import signal
@@ -143,6 +144,23 @@ def test_signals_end_it_in_good_order_or_at_once(run: Run, folder: Path) -> None
         if out != "twice":
             assert b"missing" in stderr
             assert not (images / ".star").exists()
+
+
+def children_of(process: subprocess.Popen[bytes]) -> list[int]:
+    tasks = Path(f"/proc/{process.pid}/task").glob("*/children")
+    return [int(number) for task in tasks for number in task.read_text().split()]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc is Linux's")
+def test_ctrl_c_while_the_processes_of_devices_begin_is_one_word(run: Run, folder: Path) -> None:
+    process = run(write_prompts(folder, 5000), "--out", "out", "--devices", "cpu,cpu")
+    wait_for(lambda: len(children_of(process)) >= 3, process)  # one for each device, one of Python's own
+    time.sleep(0.3)  # they import, and for long
+    for number in (*children_of(process), process.pid):  # as a terminal does
+        os.kill(number, signal.SIGINT)
+    code, _, stderr = finish(process)
+    assert (code, stderr.splitlines()[-1]) == (130, b"interrupted"), stderr
+    assert b"Traceback" not in stderr
 
 
 def test_a_full_disk_is_told_and_the_next_call_goes_on(

@@ -6,7 +6,9 @@ import io
 import json
 import shutil
 import sys
+import tracemalloc
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,6 +16,7 @@ import torch
 from PIL import Image
 
 from star_cli.cli import console
+from star_cli.cli.generate import _count_passes, _passes
 from star_cli.images import read_recipe
 from star_cli.names import name_of
 from star_cli.pipeline import StarPipeline
@@ -53,6 +56,29 @@ def test_several_prompts_and_num_are_one_batch_in_order(draw: Star, folder: Path
 def test_more_pictures_than_a_pass_holds_all_come(draw: Star) -> None:
     assert draw("x", "--num", 9).stdout.split() == [f"x-{seed}.png" for seed in range(9)]
     assert len(draw(*"abcdefghi", "--out", "many/").stdout.split()) == 9
+
+
+def test_ten_million_pictures_take_no_memory_before_the_first(draw: Star, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(*arguments: object, **options: object) -> None:
+        raise KeyboardInterrupt
+
+    draw("x")  # so that all is imported
+    monkeypatch.setattr(StarPipeline, "__call__", stop)
+    tracemalloc.start()
+    try:
+        assert draw("x", "--num", 10**7).exit_code == 130
+        assert tracemalloc.get_traced_memory()[1] < 100e6  # a list of the passes: 400e6
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("subjects", [1, 2, 3, 7])
+@pytest.mark.parametrize("num", [1, 2, 3, 5, 9])
+def test_passes_are_counted_without_making_them(subjects: int, num: int) -> None:
+    request: Any = SimpleNamespace(prompts=tuple("abcdefg"[:subjects]), classes=(), num=num, seed=0)
+    passes = list(_passes(request, 4))
+    assert _count_passes(request, 4) == len(passes)
+    assert sum(len(one["prompts"]) * one["num"] for one in passes) == subjects * num
 
 
 def test_same_prompt_twice_gives_two_files(draw: Star) -> None:

@@ -28,6 +28,12 @@ def test_json_is_one_object_with_the_path(draw: Star, star: Star) -> None:
     assert told == {"path": "x-0.png", **read_recipe("x-0.png")}
 
 
+def test_the_path_is_where_the_picture_lies_whatever_its_recipe_says(star: Star, folder: Path) -> None:
+    (folder / "strange.png").write_bytes(encode_image(WHITE, {"prompt": "x", "path": "/etc/other"}, "png"))
+    told = json.loads(star("info", "strange.png", "--json").stdout)
+    assert list(told.items()) == [("path", "strange.png"), ("prompt", "x")]
+
+
 def test_recipe_of_a_stranger_cannot_steer_the_terminal(star: Star, folder: Path) -> None:
     strange = {"prompt": "\x1b]0;title\x07\nnext\u202eback", "a\x1bkey": [1, None]}
     (folder / "strange.png").write_bytes(encode_image(WHITE, strange, "png"))
