@@ -141,16 +141,19 @@ def checked_resolution(res: int | None, model: Drawable) -> int:
     """The side in pixels, the model's own when None.
 
     Raises:
-        OptionError: the model does not draw it.
+        OptionError: no whole number, or the model does not draw it.
     """
-    res = model.default_resolution if res is None else checked_numbers({"res": res})["res"]
+    if res is None:
+        return model.default_resolution
+    if (side := whole_number(res)) is None:
+        raise OptionError(f"--res must be a whole number of at least 1, not {res!r}")
     known = sorted(model.schedules)
-    if res not in known:
-        nearest = min(known, key=lambda side: (abs(side - res), -side))
+    if side not in known:
+        nearest = min(known, key=lambda other: (abs(other - side), -other))
         raise OptionError(
-            f"model {model.name} draws {' or '.join(map(str, known))} pixels, not {res}", f"use --res {nearest}"
+            f"model {model.name} draws {' or '.join(map(str, known))} pixels, not {side}", f"use --res {nearest}"
         )
-    return res
+    return side
 
 
 def _chosen(values: Mapping[str, Any]) -> dict[str, Any]:

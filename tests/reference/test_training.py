@@ -32,7 +32,7 @@ def published_stage(case: Golden, **options: Any) -> tuple[StarStage, StarBatch]
     config = StarStageConfig(scenes=1, scale_weight="token", **options)
     vqvae: Any = SimpleNamespace(quantizer=build_quantizer(case, "state_vae/"))
     text: Any = None  # the batch has the recorded features
-    source: Any = SimpleNamespace(known_tokens=list)
+    source: Any = SimpleNamespace(known_tokens=list, reads_pictures=False)
     stage = StarStage(model.config, config, {RESOLUTION: schedule}, vqvae, text, source)
     stage.transformer.load_state_dict(model.state_dict())
     rows = list(range(len(case["in/idx"])))
