@@ -149,23 +149,29 @@ def _int8_rate(device: torch.device, size: tuple[int, int, int], repeats: int) -
 
 
 def _convolution_rate(device: torch.device, dtype: torch.dtype, size: tuple[int, int], repeats: int) -> float:
-    channels, side = size
-    x, weight = (
-        _random(*shape, device=device).to(dtype).contiguous(memory_format=torch.channels_last)
-        for shape in ((1, channels, side, side), (channels, channels, 3, 3))
-    )
-    seconds = _best_seconds(lambda: F.conv2d(x, weight, padding=1), device, repeats)
-    return 2 * 9 * channels**2 * side**2 / seconds / GIGA
+    x, weight = (each.to(dtype) for each in _map_and_kernel(size, device))
+    return _convolution_flops(size) / _best_seconds(lambda: F.conv2d(x, weight, padding=1), device, repeats) / GIGA
 
 
 def _int8_convolution_rate(size: tuple[int, int], repeats: int) -> float:
     """Of the convolution alone: rounding what goes in is work that nobody asked for."""
-    (channels, side), cpu = size, torch.device("cpu")
-    x = _random(1, channels, side, side, device=cpu).contiguous(memory_format=torch.channels_last)
-    layer = Int8Convolution(_random(channels, channels, 3, 3, device=cpu), torch.zeros(channels))
-    rounded = round_map(x)
+    cpu = torch.device("cpu")
+    x, weight = _map_and_kernel(size, cpu)
+    layer, rounded = Int8Convolution(weight, torch.zeros(len(weight))), round_map(x)
     seconds = _best_seconds(lambda: layer.convolve(*rounded, (1, 1), torch.bfloat16), cpu, repeats)
-    return 2 * 9 * channels**2 * side**2 / seconds / GIGA
+    return _convolution_flops(size) / seconds / GIGA
+
+
+def _map_and_kernel(size: tuple[int, int], device: torch.device) -> Iterator[Tensor]:
+    """(1, C, h, w) and (C, C, 3, 3), channels last."""
+    channels, side = size
+    for shape in ((1, channels, side, side), (channels, channels, 3, 3)):
+        yield _random(*shape, device=device).contiguous(memory_format=torch.channels_last)
+
+
+def _convolution_flops(size: tuple[int, int]) -> int:
+    channels, side = size
+    return 2 * 9 * channels**2 * side**2
 
 
 def _random(*shape: int, device: torch.device) -> Tensor:
@@ -188,14 +194,15 @@ def floor_seconds(cost: Cost, ceilings: dict[str, dict[str, float]], dtype: str,
     gemm, convolution = ceilings["gemm"], ceilings["convolution"]
     if dtype not in gemm:
         dtype = "float32"
+    rounded = weights or dtype
+    linears = gemm.get(rounded, gemm[dtype])
     # a convolution is a product, too: whichever of the two the machine does faster
     decoder = max(convolution[dtype], gemm[dtype])
-    rounded = weights or dtype
     rates: dict[Unit, float] = {
-        "linears": gemm.get(weights or dtype, gemm[dtype]),
+        "linears": linears,
         "blocks": gemm[dtype],
         "head": gemm["float32"],
-        "convolutions": max(convolution[rounded], gemm[rounded]) if rounded in convolution else decoder,
+        "convolutions": max(convolution[rounded], linears) if rounded in convolution else decoder,
         "decoder": decoder,
     }
     computing = sum(flops / rates[unit] for unit, flops in cost.work.items()) / GIGA

@@ -70,7 +70,7 @@ def round_map(x: Tensor) -> tuple[Tensor, float, int]:
 
 @cache
 def has_int8_convolutions() -> bool:
-    """Does torch have them for this processor, and do they add up exactly?"""
+    """Does torch have them for this processor, and are they right up to rounding?"""
     x = torch.arange(-100.0, 156.0).view(1, 4, 8, 8).contiguous(memory_format=torch.channels_last)
     weight, bias = torch.arange(-72.0, 72.0).view(4, 4, 3, 3), torch.arange(4.0)
     try:
