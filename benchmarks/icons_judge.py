@@ -214,6 +214,7 @@ def scores(judged: Iterable[tuple[Asked, Verdict]]) -> dict[str, float]:
     note("number", ("counted",), lambda verdict: verdict.number_ok)
     note("number_and_object", ("counted",), lambda verdict: verdict.number_ok and verdict.things_ok)
     note("two_common", ("two_common",), lambda verdict: verdict.things_ok)
+    note("over", ("over",), lambda verdict: verdict.things_ok)
     note("number_common", ("counted_common",), lambda verdict: verdict.number_ok)
     note("number_and_object_common", ("counted_common",), lambda verdict: verdict.number_ok and verdict.things_ok)
     note("synonym", ("synonym",), lambda verdict: verdict.things_ok)

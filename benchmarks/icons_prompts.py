@@ -17,9 +17,9 @@ from star_cli.data.icons.layout import IconScene
 from star_cli.data.icons.scenes import HELD_OUT_SEED, SceneMix, default_ground, scene
 from star_cli.data.icons.words import with_article
 
-WANTED = {"one": 200, "two": 150, "counted": 150, "two_common": 100, "counted_common": 100}
-"""Prompts by kind: one thing on a held-out ground, two things never seen together, one to three of a kind; the last two
-once more of common things (`IconObject.is_common`)."""
+WANTED = {"one": 200, "two": 150, "counted": 150, "two_common": 100, "counted_common": 100, "over": 100}
+"""Prompts by kind: one thing on a held-out ground, two things never seen together, one to three of a kind; two and one
+to three once more of common things (`IconObject.is_common`); something of the sky above a common thing that stands."""
 SYNONYMS = 100
 _MIXES = {
     "one": SceneMix(plain=0, ground=1),
@@ -27,6 +27,7 @@ _MIXES = {
     "counted": SceneMix(plain=0, ground=1, count=2),
     "two_common": SceneMix(plain=0, pair=1, common=True),
     "counted_common": SceneMix(plain=0, count=1, common=True),
+    "over": SceneMix(plain=0, over=1),
 }
 
 

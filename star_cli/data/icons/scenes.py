@@ -47,22 +47,27 @@ class SceneMix(Config):
     """Two kinds: beside, above or in front."""
     group: float = 0.0
     """Three kinds in a row, or two of one and one of another."""
+    over: float = 0.0
+    """A thing of the sky above a common one that stands or floats: where each belongs, the kinds alone tell."""
     jitter: float = 0.0
     """Places and sizes wander by up to this share, unsaid."""
     common: bool = False
     """Where several things stand together they are common ones, see `IconObject.is_common`."""
+    relations: tuple[float, float, float] = (0.5, 0.3, 0.2)
+    """How often the two of a pair stand beside, above and in front of each other, relative to the others."""
 
     def __post_init__(self) -> None:
-        if min(self.weights) < 0 or sum(self.weights) <= 0 or not 0 <= self.jitter <= 0.2:
-            raise OptionError("a mix of scenes needs shares of at least 0, not all 0, and a jitter from 0 to 0.2")
+        for shares in (self.weights, self.relations):
+            if min(shares) < 0 or sum(shares) <= 0 or not 0 <= self.jitter <= 0.2:
+                raise OptionError("a mix of scenes needs shares of at least 0, not all 0, and a jitter from 0 to 0.2")
 
     @property
     def weights(self) -> tuple[float, ...]:
         """The shares in the order of `KINDS`."""
-        return self.usual, self.plain, self.ground, self.posed, self.count, self.pair, self.group
+        return self.usual, self.plain, self.ground, self.posed, self.count, self.pair, self.group, self.over
 
 
-KINDS = ("usual", "plain", "ground", "posed", "count", "pair", "group")
+KINDS = ("usual", "plain", "ground", "posed", "count", "pair", "group", "over")
 MIXES = {
     "simple": SceneMix(),
     "grounds": SceneMix(plain=0.35, ground=0.65),
@@ -87,6 +92,8 @@ def check_objects(catalogue: Catalogue, mix: SceneMix) -> None:
     needed, counted = (max(column) for column in zip(*needs, strict=True))
     objects = catalogue.common if mix.common else catalogue.objects
     found, hint = len(objects), f"{_MORE_OBJECTS}, or a simpler mix, such as grounds"
+    if mix.over and not (_flying(catalogue) and _standing(catalogue)):
+        raise OptionError("this mix of scenes shows things of the sky above others, and there are none such", hint)
     if found < needed:
         raise OptionError(f"this mix of scenes shows {needed} kinds of things at once, and there are {found}", hint)
     if sum(thing.may_be_counted for thing in objects) < counted:
@@ -244,9 +251,23 @@ def _draw_count(catalogue: Catalogue, mix: SceneMix, rng: random.Random) -> Icon
 
 def _draw_pair(catalogue: Catalogue, mix: SceneMix, rng: random.Random) -> IconScene:
     first, second = _choose(catalogue, rng, 2, is_common=mix.common)
-    relation: Relation = rng.choices(("beside", "above", "in front"), (50, 30, 20))[0]
+    relation: Relation = rng.choices(("beside", "above", "in front"), mix.relations)[0]
     ground = any_ground([first, second], rng, plain=0.6)
     return _finish(ground, arrange(first, second, relation, ground), mix, rng, relation)
+
+
+def _draw_over(catalogue: Catalogue, mix: SceneMix, rng: random.Random) -> IconScene:
+    above, below = rng.choice(_flying(catalogue)), rng.choice(_standing(catalogue))
+    ground = any_ground([above, below], rng, plain=0.5)
+    return _finish(ground, arrange(above, below, "above", ground), mix, rng, "above")
+
+
+def _flying(catalogue: Catalogue) -> list[IconObject]:
+    return [thing for thing in catalogue.objects if thing.stance == "sky"]
+
+
+def _standing(catalogue: Catalogue) -> list[IconObject]:
+    return [thing for thing in catalogue.common if thing.stance in ("ground", "water")]
 
 
 def _draw_group(catalogue: Catalogue, mix: SceneMix, rng: random.Random) -> IconScene:
@@ -270,4 +291,5 @@ _DRAWN = {
     "count": _draw_count,
     "pair": _draw_pair,
     "group": _draw_group,
+    "over": _draw_over,
 }
