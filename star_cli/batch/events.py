@@ -1,4 +1,4 @@
-"""What a batch reports while it works, one thing after the other in the order of the input."""
+"""What a batch reports while it works, one thing after the other in the order of the input, and what it was in all."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from typing import Literal
 
 from star_cli.batch.journal import Record
 from star_cli.batch.plan import Job
+
+_MOST_FAILURES = 1000
 
 Kind = Literal["done", "kept", "failed", "failed before", "elsewhere", "drawing", "warning"]
 
@@ -33,6 +35,50 @@ class Event:
 
 
 OnEvent = Callable[[Event], None]
+
+
+@dataclass
+class Summary:
+    """How a batch ended."""
+
+    jobs: int
+    """Of this shard."""
+    done: int = 0
+    """Drawn by this run."""
+    kept: int = 0
+    """Here already, and whole."""
+    elsewhere: int = 0
+    """Drawn by other processes in the meantime."""
+    failed: int = 0
+    """In this run, or before and not tried again."""
+    new_failures: int = 0
+    """In this run alone."""
+    failures: list[Event] = field(default_factory=list)
+    """The first of them."""
+    is_stopped: bool = False
+    """Asked to stop before all was done."""
+    gave_up: bool = False
+    """Too many failures."""
+    seconds: float = 0.0
+
+    @property
+    def missing(self) -> int:
+        """Neither here nor failed."""
+        return self.jobs - self.done - self.kept - self.elsewhere - self.failed
+
+    def count(self, event: Event) -> None:
+        """Take note of an event."""
+        if event.kind == "done":
+            self.done += 1
+        elif event.kind == "kept":
+            self.kept += 1
+        elif event.kind == "elsewhere":
+            self.elsewhere += 1
+        elif event.kind in ("failed", "failed before"):
+            self.failed += 1
+            self.new_failures += event.kind == "failed"
+            if len(self.failures) < _MOST_FAILURES:
+                self.failures.append(event)
 
 
 @dataclass

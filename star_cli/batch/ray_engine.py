@@ -14,11 +14,11 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from star_cli.batch.events import Event, InOrder, OnEvent
+from star_cli.batch.events import Event, InOrder, OnEvent, Summary
 from star_cli.batch.folder import BatchFolder
 from star_cli.batch.plan import Plan
 from star_cli.batch.records import failure_of
-from star_cli.batch.runner import Summary, words_of
+from star_cli.batch.runner import words_of
 from star_cli.batch.selection import Policy, Selection
 from star_cli.batch.writers import Todo, Writers
 from star_cli.errors import OptionError, OutputError

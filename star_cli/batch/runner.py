@@ -14,10 +14,10 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from star_cli.batch.events import Event, InOrder, OnEvent
+from star_cli.batch.events import Event, InOrder, OnEvent, Summary
 from star_cli.batch.folder import BatchFolder
 from star_cli.batch.passes import PassSize, Room
 from star_cli.batch.plan import Job, Plan, Setting
@@ -34,52 +34,7 @@ if TYPE_CHECKING:
 
 GRACE_S = 4.0
 """After a stop is asked for, the pass in work has so long to come to its end."""
-_MOST_FAILURES = 1000
 _PATIENCE_S = 0.2
-
-
-@dataclass
-class Summary:
-    """How a batch ended."""
-
-    jobs: int
-    """Of this shard."""
-    done: int = 0
-    """Drawn by this run."""
-    kept: int = 0
-    """Here already, and whole."""
-    elsewhere: int = 0
-    """Drawn by other processes in the meantime."""
-    failed: int = 0
-    """In this run, or before and not tried again."""
-    new_failures: int = 0
-    """In this run alone."""
-    failures: list[Event] = field(default_factory=list)
-    """The first of them."""
-    is_stopped: bool = False
-    """Asked to stop before all was done."""
-    gave_up: bool = False
-    """Too many failures."""
-    seconds: float = 0.0
-
-    @property
-    def missing(self) -> int:
-        """Neither here nor failed."""
-        return self.jobs - self.done - self.kept - self.elsewhere - self.failed
-
-    def count(self, event: Event) -> None:
-        """Take note of an event."""
-        if event.kind == "done":
-            self.done += 1
-        elif event.kind == "kept":
-            self.kept += 1
-        elif event.kind == "elsewhere":
-            self.elsewhere += 1
-        elif event.kind in ("failed", "failed before"):
-            self.failed += 1
-            self.new_failures += event.kind == "failed"
-            if len(self.failures) < _MOST_FAILURES:
-                self.failures.append(event)
 
 
 @dataclass(frozen=True, slots=True)

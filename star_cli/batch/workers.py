@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from star_cli.batch.events import Event, InOrder, OnEvent
+from star_cli.batch.events import Event, InOrder, OnEvent, Summary
 from star_cli.batch.folder import BatchFolder
 from star_cli.batch.plan import Job, Plan
-from star_cli.batch.runner import BatchRunner, Summary
+from star_cli.batch.runner import BatchRunner
 from star_cli.batch.selection import Policy
 from star_cli.errors import OptionError, OutputError, StarError
 from star_cli.hardware import choose_device

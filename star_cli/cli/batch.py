@@ -27,9 +27,8 @@ from star_cli.errors import BatchInputError, OptionError, OutputPathError, StarE
 from star_cli.images import check_folder, check_target, check_writable
 
 if TYPE_CHECKING:
-    from star_cli.batch.events import OnEvent
+    from star_cli.batch.events import OnEvent, Summary
     from star_cli.batch.folder import BatchFolder
-    from star_cli.batch.runner import Summary
     from star_cli.batch.selection import Policy
 
 

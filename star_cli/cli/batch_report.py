@@ -11,8 +11,7 @@ from star_cli.cli.batch_panel import BatchPanel, clock, failure_in_words
 from star_cli.cli.errors import shorten
 
 if TYPE_CHECKING:
-    from star_cli.batch.events import Event
-    from star_cli.batch.runner import Summary
+    from star_cli.batch.events import Event, Summary
 
 _MOST_NAMED = 20
 

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
-from star_cli.batch.events import Event
+from star_cli.batch.events import Event, Summary
 from star_cli.batch.folder import BatchFolder
 from star_cli.batch.plan import Plan, read_plan
-from star_cli.batch.runner import BatchRunner, Summary
+from star_cli.batch.runner import BatchRunner
 from star_cli.batch.selection import Policy
 from star_cli.batch.template import DEFAULT_TEMPLATE, NameTemplate
 from star_cli.checkpoints.folder import ModelFolder, read_model_folder

@@ -10,9 +10,8 @@ from typing import Any
 
 import pytest
 
-from star_cli.batch.events import Event
+from star_cli.batch.events import Event, Summary
 from star_cli.batch.folder import BatchFolder
-from star_cli.batch.runner import Summary
 from star_cli.batch.selection import Policy
 from star_cli.batch.writers import Todo
 from star_cli.errors import OptionError

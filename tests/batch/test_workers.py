@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 
-from star_cli.batch.events import Event
-from star_cli.batch.runner import Summary
+from star_cli.batch.events import Event, Summary
 from star_cli.batch.selection import Policy
 from star_cli.batch.workers import _Gathered
 from tests.batch.conftest import PlanOf
