@@ -33,6 +33,7 @@ from star_cli.data.icons.catalogue import DEFAULT_OBJECTS, Catalogue, open_catal
 from star_cli.data.icons.compose import compose_tensor
 from star_cli.data.icons.layout import IconScene
 from star_cli.data.icons.scenes import HELD_OUT_SEED, MIXES, SceneMix, scene
+from star_cli.errors import OptionError
 from star_cli.evaluation.frechet import FeatureStatistics, frechet_distance
 
 _OWN_SEEDS = 500_000_000
@@ -116,9 +117,13 @@ def train(catalogue: Catalogue, path: Path, steps: int, minutes: float, device: 
         minutes: stop after so long; call again to go on.
         device: where.
         say: told of progress.
+    Raises:
+        OptionError: the file holds a judge of other objects.
     """
     torch.manual_seed(0)
     eye = Eye.load(path) if path.exists() else Eye(EyeConfig(catalogue.keys, BACKGROUNDS))
+    if (eye.config.keys, eye.config.grounds) != (catalogue.keys, BACKGROUNDS):
+        raise OptionError(f"the judge in {path} was trained on other objects or backgrounds", "name a new file")
     eye.train().to(device, memory_format=torch.channels_last)
     optimiser = torch.optim.AdamW(eye.parameters(), lr=_RATE, weight_decay=0.02)
     step, end = _resume(optimiser, path), time.monotonic() + 60 * minutes

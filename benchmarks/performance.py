@@ -20,6 +20,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from star_cli.images import write_whole
+
 CPU_SHAPES = ("star-256-d16", "star-512-d16", "star-512-d30", "var-256-d16")
 SHIPPED = {"star-icons": "1", "star-shapes": "1,2,4,8"}
 """Models, and the sizes of their passes: smooth pictures are drawn one at a time."""
@@ -85,7 +87,7 @@ def measure(folder: Path, gpu: bool, more: Sequence[str], only: str | None) -> i
         if done.returncode:
             failed += 1
         else:
-            file.write_text(done.stdout, encoding="utf-8")
+            write_whole(file, done.stdout.encode())  # half a file would count as measured
     return failed
 
 
@@ -201,6 +203,8 @@ def main() -> int:
         print(figures, end="")
     else:
         page = options.page.read_text(encoding="utf-8")
+        if not _BLOCK.search(page):
+            sys.exit(f"{options.page} has no place for the tables: <!-- figures --> and <!-- /figures -->")
         options.page.write_text(_BLOCK.sub(lambda block: f"{block[1]}\n{figures}\n{block[2]}", page), encoding="utf-8")
     return 0
 

@@ -11,7 +11,7 @@ import argparse
 import json
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -151,8 +151,6 @@ def _draw(pipeline: Any, pairs: Sequence[tuple[str, Scene]], options: argparse.N
 
 def _sampling(pipeline: Any, options: argparse.Namespace) -> Any:
     """The model's own sampling defaults, but for what the command line says."""
-    from dataclasses import replace
-
     said = {name: getattr(options, name) for name in ("guidance", "top_k", "top_p", "temperature")}
     return replace(pipeline.defaults, **{name: value for name, value in said.items() if value is not None})
 

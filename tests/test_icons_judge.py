@@ -13,6 +13,7 @@ from star_cli.data.icons.compose import compose_tensor
 from star_cli.data.icons.fetch import icons_root
 from star_cli.data.icons.layout import IconScene, Item
 from star_cli.data.icons.scenes import is_held_out
+from star_cli.errors import OptionError
 from tests.data.icons.conftest import icon_folder  # noqa: F401 - a fixture
 
 pytest.importorskip("resvg_py")
@@ -85,6 +86,15 @@ def test_a_judge_learns_and_goes_on_where_it_was(catalogue: Catalogue, tmp_path:
     assert torch.load(path.with_suffix(".state"), weights_only=True)["step"] == 2
     assert not torch.equal(first.things.weight, second.things.weight)
     assert second.config.keys == catalogue.keys
+
+
+def test_a_judge_of_other_objects_is_not_gone_on_with(catalogue: Catalogue, tmp_path: Path) -> None:
+    path = tmp_path / "judge.safetensors"
+    Eye(EyeConfig(catalogue.keys[::-1], BACKGROUNDS, width=4)).save(path)
+    before = path.read_bytes()
+    with pytest.raises(OptionError, match="trained on other objects"):
+        train(catalogue, path, 1, 5, "cpu", print)
+    assert path.read_bytes() == before
 
 
 class _Oracle(torch.nn.Module):

@@ -80,12 +80,13 @@ def scenes(
     if count < 1 or not 16 <= res <= 2048 or seed < 0:
         raise OptionError("scenes need --count of at least 1, --res from 16 to 2048, --seed of at least 0")
     from star_cli.data.icons.catalogue import open_catalogue
-    from star_cli.data.icons.export import check_folder, check_sheet, write_scenes, write_sheet
+    from star_cli.data.icons.export import check_sheet, write_scenes, write_sheet
     from star_cli.data.icons.scenes import HELD_OUT_SEED
     from star_cli.data.icons.source import IconScenes
+    from star_cli.data.place import check_new_folder
 
     if out is not None:
-        check_folder(out)
+        check_new_folder(out)
     if sheet is not None:
         check_sheet(sheet)
     if seed + count > HELD_OUT_SEED:

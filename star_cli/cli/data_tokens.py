@@ -98,10 +98,11 @@ def tokens(
     with hushed(debug or is_debug(())):
         from star_cli.checkpoints.known import SHIPPED, find_model
         from star_cli.data.cache_build import build_cache
-        from star_cli.data.cache_plan import CacheOptions
+        from star_cli.data.cache_plan import CacheOptions, check_cache_folder
         from star_cli.data.open import open_source
         from star_cli.hardware import choose_device
 
+        check_cache_folder(out)
         usual = user_defaults()
         folder = find_model(model or usual.get("model", SHIPPED))
         schedules = _schedules(folder, res)

@@ -33,7 +33,7 @@ from star_cli.data.cache_manifest import (
     write_manifest,
 )
 from star_cli.data.cache_plan import CacheOptions, begin_cache, plan_cache
-from star_cli.data.encoding import tokenize
+from star_cli.data.encoding import token_dtype, tokenize
 from star_cli.data.read_ahead import read_ahead
 from star_cli.data.source import CaptionedImages, Crop
 from star_cli.data.stored import BadFile
@@ -47,8 +47,6 @@ OnCache = Callable[[str, int, int], None]
 """Called while a cache is made: what, how many are done, their total."""
 
 STORED = {"none": torch.float32, "float32": torch.float32, "float16": torch.float16}
-LARGEST_INT16 = 2**15
-"""Tokens of a codebook up to this size fit in 16 bits."""
 
 
 def build_cache(
@@ -72,6 +70,7 @@ def build_cache(
         on_progress: told how far it is.
     Raises:
         DataError: no pictures, none that can be read, a folder with something else, or with a cache of something else.
+        OutputPathError: the folder cannot be made, or written into.
         OutputError: writing failed, for example on a full disk; what was written is whole.
     """
     options = options or CacheOptions()
@@ -167,7 +166,7 @@ class _Builder:
     ) -> Iterator[tuple[int, Tensor, list[Skipped]]]:
         """Number, tokens (n, L) and unreadable pictures of each missing shard."""
         size, schedule = self.options.batch_size_at(resolution), ScaleSchedule(self.manifest.sides[resolution])
-        dtype = torch.int16 if self.plan.codes <= LARGEST_INT16 else torch.int32
+        dtype = token_dtype(self.plan.codes)
         batches = [
             (number, members[start : start + size])
             for number in missing

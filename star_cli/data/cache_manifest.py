@@ -143,7 +143,7 @@ class Manifest:
         if told != {"format": FORMAT, "format_version": FORMAT_VERSION}:
             raise OptionError(f"format {told['format']!r} {told['format_version']}, expected {FORMAT!r} 1")
         resolutions = {int(resolution): entry for resolution, entry in rest.pop("resolutions").items()}
-        files = {name: FileRecord(**record) for name, record in rest.pop("files").items()}
+        files = {name: FileRecord.from_dict(name, record) for name, record in rest.pop("files").items()}
         is_complete, captions = rest.pop("is_complete"), rest.pop("captions")
         return cls(
             plan=CachePlan.from_dict(rest),

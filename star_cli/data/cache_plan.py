@@ -18,8 +18,10 @@ from star_cli.data.cache_manifest import (
     write_manifest,
 )
 from star_cli.data.encoding import hash_text_encoder, hash_vqvae
+from star_cli.data.place import nearest_folder
 from star_cli.data.source import CaptionedImages, Crop
 from star_cli.errors import DataError, OptionError
+from star_cli.images import check_writable
 from star_cli.models.config import Config
 from star_cli.models.schedule import ScaleSchedule
 from star_cli.models.text import TextEncoder
@@ -78,19 +80,34 @@ def plan_cache(
     )
 
 
+def check_cache_folder(folder: Path) -> None:
+    """Could a cache be there? Quick, and asked before anything is read.
+
+    Raises:
+        DataError: it holds something else.
+        OutputPathError: it cannot be made, or written into.
+    """
+    there = nearest_folder(folder)
+    if (folder / MANIFEST).exists():  # a cache that is complete is only read: its disk may refuse writing
+        return
+    check_writable(there)
+    # what a killed process leaves is hidden; files of a cache say themselves what they hold
+    if there == folder and any(not path.name.startswith(".") and not is_shard(path.name) for path in folder.iterdir()):
+        raise DataError(f"{folder} is not empty, and holds no token cache", "give a new folder")
+
+
 def begin_cache(folder: Path, plan: CachePlan, schedules: Mapping[int, ScaleSchedule]) -> Manifest:
     """The manifest of what is to be made, written unless nothing changes; resolutions that are there stay.
 
     Raises:
         DataError: the folder holds something else, or a cache of something else.
-        OutputError: it cannot be made.
+        OutputPathError: it cannot be made.
+        OutputError: writing failed.
     """
+    check_cache_folder(folder)
     sides = {resolution: schedule.sides for resolution, schedule in schedules.items()}
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / MANIFEST).exists():
-        # what a killed process leaves is hidden; files of a cache say themselves what they hold
-        if any(not path.name.startswith(".") and not is_shard(path.name) for path in folder.iterdir()):
-            raise DataError(f"{folder} is not empty, and holds no token cache", "give a new folder")
         manifest = Manifest(plan=plan, sides=sides)
         write_manifest(folder, manifest)
         return manifest

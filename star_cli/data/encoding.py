@@ -20,6 +20,7 @@ from star_cli.models.vqvae import MultiScaleVQVAE
 
 _DECODING = ("decoder.", "after_quantizer.")
 """Parts of the VQVAE that no token depends on."""
+_LARGEST_INT16 = 2**15
 
 
 @torch.no_grad()
@@ -46,6 +47,11 @@ def tokenize(vqvae: MultiScaleVQVAE, pixels: Tensor, schedule: ScaleSchedule, sc
     with exact_float32(latent.device):
         found = vqvae.quantizer.encode_scales(latent, schedule)
         return torch.cat([tokens for tokens, _ in islice(found, scales or len(schedule))], dim=1)
+
+
+def token_dtype(codes: int) -> torch.dtype:
+    """The smaller of two that holds every token of a codebook of so many codes."""
+    return torch.int16 if codes <= _LARGEST_INT16 else torch.int32
 
 
 def hash_vqvae(vqvae: MultiScaleVQVAE) -> str:

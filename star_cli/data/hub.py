@@ -16,7 +16,7 @@ PREFIX = "hf:"
 _SAVED = ("state.json", "dataset_dict.json")  # what `save_to_disk` writes for a split, and for several
 _PICTURE_COLUMNS = ("image", "jpg", "jpeg", "png", "webp", "img", "picture")
 _DEFAULT_SPLIT = "train"
-_LOOKED_AT = 16  # pictures, evenly spread, whose bytes tell two sets apart
+_LOOKED_AT = 16  # pictures, or up to twice as many, evenly spread, whose bytes tell two sets apart
 
 
 class HubImages(StoredImages):
@@ -29,7 +29,7 @@ class HubImages(StoredImages):
         image_column: the pictures; None: the only column of the type Image, else one called image.
         caption_column: strings or lists of strings; None: the first of `CAPTION_FIELDS` that is there.
     Raises:
-        DataError: `datasets` is not installed, or no such dataset, split or column.
+        DataError: `datasets` is not installed, or no such dataset, split or column, or no row in it.
     """
 
     def __init__(
@@ -42,6 +42,8 @@ class HubImages(StoredImages):
     ):
         self.label = name
         dataset = _load(name, split, config)
+        if not len(dataset):
+            raise DataError(f"{name} has no rows", "give another dataset, or another split")
         features = dataset.features
         self.image_column = _choose_pictures(name, features, image_column)
         self.caption_column = _choose_captions(name, features, caption_column)
@@ -133,14 +135,19 @@ def _load(name: str, split: str | None, config: str | None) -> Any:
             f"{name} needs the package datasets, which is not installed", "pip install 'star-cli[data]'"
         ) from error
     datasets.disable_progress_bars()
+    is_saved = is_saved_dataset(Path(name))
     try:
-        if is_saved_dataset(Path(name)):
+        if is_saved:
             return _one_split(name, datasets.load_from_disk(name), split)
         return datasets.load_dataset(name, config, split=split or _DEFAULT_SPLIT)
     except DataError:
         raise
     except Exception as error:  # builders of datasets fail in ways of their own
         words = " ".join(str(error).split()) or type(error).__name__
+        if is_saved:
+            raise DataError(
+                f"{name} cannot be loaded: {words}", "write it again: it has no rows, or is damaged"
+            ) from error
         raise DataError(
             f"{PREFIX}{name} cannot be loaded: {words}",
             f"a dataset is named {PREFIX}NAME[@CONFIG][:SPLIT]; see its page on the hub",

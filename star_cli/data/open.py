@@ -9,7 +9,7 @@ from star_cli.data.folder import ImageFolder
 from star_cli.data.hub import PREFIX as HUB
 from star_cli.data.hub import HubImages, is_saved_dataset, open_hub
 from star_cli.data.scenes import HELD_OUT_SEED
-from star_cli.data.shard_files import PIPE, SHARD_SUFFIX, expand
+from star_cli.data.shard_files import COMPRESSED, PIPE, SHARD_SUFFIX, expand
 from star_cli.data.shards import ShardImages
 from star_cli.data.source import CaptionedImages, ShapeScenes
 from star_cli.data.transforms import SUFFIXES
@@ -26,7 +26,7 @@ _KINDS = (
     "a dataset saved to disk, shapes[:COUNT], or, for training, icons[:MIX[:OBJECTS]]"
 )
 _DIGITS = 12  # of a number that is looked at: Python converts some thousands at most
-_TAR = (SHARD_SUFFIX, ".gz", ".tgz", ".bz2", ".xz", ".zst")
+_TAR = (SHARD_SUFFIX, *COMPRESSED)
 
 
 def open_source(

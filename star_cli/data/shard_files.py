@@ -7,6 +7,7 @@ import glob
 import hashlib
 import os
 import re
+import secrets
 import shutil
 import signal
 import subprocess
@@ -26,7 +27,9 @@ MOST_NAMES = 1_000_000
 """That braces may stand for: more are a slip, and would fill the memory before the first file is looked for."""
 _RANGE = re.compile(r"(\d+)\.\.(\d+)")
 _WILDCARDS = re.compile(r"[*?\[]")
-_COMPRESSED = (".gz", ".tgz", ".bz2", ".xz", ".zst")
+COMPRESSED = (".gz", ".tgz", ".bz2", ".xz", ".zst")
+"""Suffixes of shards that cannot be read in any order."""
+_LAST_LINES, _LAST_BYTES = 3, 4096  # of what a command complains about: the first of many lines are seldom the reason
 
 
 @dataclass(frozen=True)
@@ -147,7 +150,7 @@ def _check(path: Path) -> None:
     if not os.path.isfile(path):  # noqa: PTH113 - as above
         reason = "is not a file" if os.path.exists(path) else "no such file"  # noqa: PTH110 - as above
         raise DataError(f"{path}: {reason}", "a range in braces must name files that are all there")
-    if path.suffix.lower() in _COMPRESSED:
+    if path.suffix.lower() in COMPRESSED:
         raise DataError(
             f"{path}: compressed, so its members cannot be read in any order",
             f"unpack it, or let star do so: 'pipe:gzip -dc {path}'",
@@ -183,13 +186,13 @@ def spool(where: str, folder: Path | None) -> Iterator[ShardFile]:
 
 def _keep_output(command: str, path: Path) -> None:
     """Run a command; its output becomes a file, whole or not at all."""
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
+    temporary = path.with_suffix(f".{secrets.token_hex(8)}.tmp")  # machines that share the folder share process numbers
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("wb") as output, tempfile.TemporaryFile() as complaints:
             code = _run(command, output, complaints)
-            complaints.seek(0)
-            last_words = "".join(f": {line}" for line in complaints.read().decode(errors="replace").split("\n") if line)
+            os.fsync(output.fileno())  # else the name may outlive the bytes when the machine stops
+            last_words = "".join(f": {line}" for line in _last_lines(complaints))
         if code != 0:
             raise DataError(f"{PIPE}{command} ended with exit code {code}{last_words}")
         if temporary.stat().st_size == 0:
@@ -201,6 +204,14 @@ def _keep_output(command: str, path: Path) -> None:
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def _last_lines(file: IO[bytes]) -> list[str]:
+    """The last lines of a text that say something; what a progress meter has drawn over is not seen."""
+    length = file.seek(0, os.SEEK_END)
+    file.seek(max(0, length - _LAST_BYTES))
+    lines = [line.strip() for line in file.read().decode(errors="replace").replace("\r", "\n").split("\n")]
+    return [line for line in lines if line][-_LAST_LINES:]
 
 
 def _run(command: str, output: IO[bytes], complaints: IO[bytes]) -> int:

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from star_cli.data import shapes
+from star_cli.data.encoding import token_dtype
 from star_cli.images import write_whole
 from star_cli.models.schedule import ScaleSchedule
 from star_cli.models.vqvae import MultiScaleVQVAE
@@ -32,7 +33,7 @@ def scene_tokens(
     folder: Path,
     on_part: Callable[[int, int], None] | None = None,
 ) -> Tensor:
-    """Tokens of the scenes with seeds first_seed, first_seed + 1, ...: (count, L), int16.
+    """Tokens of the scenes with seeds first_seed, first_seed + 1, ...: (count, L), see `token_dtype`.
 
     Args:
         vqvae: makes the tokens.
@@ -50,7 +51,7 @@ def scene_tokens(
     for start in range(0, count, PART):
         size = min(PART, count - start)
         path = folder / f"{resolution}-{maker}-{first_seed + start}-{size}.safetensors"
-        tokens = _read(path, (size, schedule.length))
+        tokens = _read(path, (size, schedule.length), token_dtype(vqvae.config.codebook_size))
         if tokens is None:
             tokens = _encode(vqvae, schedule, resolution, range(first_seed + start, first_seed + start + size))
             write_whole(path, save({"tokens": tokens}), overwrite=True)
@@ -60,13 +61,13 @@ def scene_tokens(
     return torch.cat(parts)
 
 
-def _read(path: Path, shape: tuple[int, int]) -> Tensor | None:
+def _read(path: Path, shape: tuple[int, int], dtype: torch.dtype) -> Tensor | None:
     """Tokens of a part, (scenes, L); None where it is missing or damaged, so that it is made again."""
     try:
         tokens = load_file(path)["tokens"]
     except (FileNotFoundError, KeyError, SafetensorError):
         return None
-    return tokens if tokens.shape == shape and tokens.dtype == torch.int16 else None
+    return tokens if tokens.shape == shape and tokens.dtype == dtype else None
 
 
 def _fingerprint(vqvae: MultiScaleVQVAE, schedule: ScaleSchedule) -> str:
@@ -87,5 +88,5 @@ def _encode(vqvae: MultiScaleVQVAE, schedule: ScaleSchedule, resolution: int, se
         with torch.autocast("cpu", torch.bfloat16):
             latent = vqvae.encode(images.contiguous(memory_format=torch.channels_last))
         token_maps = [tokens for tokens, _ in vqvae.quantizer.encode_scales(latent, schedule)]
-        rows.append(torch.cat(token_maps, dim=1).to(torch.int16))
+        rows.append(torch.cat(token_maps, dim=1).to(token_dtype(vqvae.config.codebook_size)))
     return torch.cat(rows)

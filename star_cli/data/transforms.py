@@ -84,7 +84,7 @@ def read_picture(file: Path | BinaryIO, name: str, shorter: int) -> Picture:
     except OSError as error:
         raise BadImageError(f"{name}: {error.strerror or error}") from error
     except Exception as error:  # Pillow's readers meet damaged files with errors of any kind
-        raise BadImageError(f"{name}: {error or type(error).__name__}") from error
+        raise BadImageError(f"{name}: {str(error) or type(error).__name__}") from error
 
 
 def to_square(image: Image.Image, resolution: int, crop: Crop, rng: random.Random) -> Tensor:

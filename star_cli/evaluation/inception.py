@@ -52,7 +52,7 @@ class InceptionFeatures:
                 f"cannot fetch {URL_INCEPTION_V3}: {error}",
                 "fetch it elsewhere and give the file as inception_weights, or go without rFID",
             ) from error
-        except RuntimeError as error:
+        except (RuntimeError, TypeError, AttributeError) as error:  # the last two: no table of tensors by name
             raise WeightsFileError(f"{weights} is of another network: {error}") from error
         self._network = network
 
@@ -79,4 +79,4 @@ def _check(path: Path) -> None:
     except OSError as error:
         raise WeightsFileError(f"cannot read {path}: {error.strerror or error}") from error
     except (RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
-        raise WeightsFileError(f"{path} is no file of weights: {error}") from error
+        raise WeightsFileError(f"{path} is no file of weights: {str(error) or type(error).__name__}") from error

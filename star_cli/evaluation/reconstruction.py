@@ -17,6 +17,7 @@ from torch import Tensor
 from star_cli.data.source import CaptionedImages
 from star_cli.errors import BadImageError, DataError, ShapeError
 from star_cli.evaluation.frechet import FeatureStatistics, frechet_distance
+from star_cli.models.float32 import exact_float32
 from star_cli.models.schedule import ScaleSchedule
 from star_cli.models.vqvae import MultiScaleVQVAE
 
@@ -92,7 +93,7 @@ def evaluate_reconstruction(
     device = vqvae.after_quantizer.weight.device
     judge = _Judge(vqvae.config.codebook_size, schedule, features)
     unreadable: list[str] = []
-    with torch.autocast(device.type, enabled=False):
+    with exact_float32(device):
         for start in range(0, count, batch_size):
             images, names = read_pictures(source, resolution, range(start, min(start + batch_size, count)))
             unreadable += names

@@ -12,6 +12,8 @@ from star_cli.errors import OptionError
 
 FORMAT, FORMAT_VERSION = "star-bench", 1
 _UNKNOWN = "-"
+_COMPARED = ("subject", "settings", "machine", "versions", "cold", "batches", "profile")
+"""Keys of a report that `compare` reads."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,8 @@ def read_report(path: Path) -> dict[str, Any]:
         raise OptionError(
             f"{path} is of format version {report.get('format_version')}, this star-cli compares {FORMAT_VERSION}", hint
         )
+    if missing := [key for key in _COMPARED if key not in report]:
+        raise OptionError(f"{path} is damaged: it lacks {', '.join(missing)}", hint)
     return report
 
 

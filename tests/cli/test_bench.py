@@ -86,6 +86,7 @@ def test_lines_name_their_table_and_an_earlier_measurement_is_set_beside(
         (["--compare", "other.json"], "other.json is no measurement of `star bench`", "star bench --json"),
         (["--compare", "text.json"], "text.json is not JSON", "star bench --json"),
         (["--compare", "later.json"], "of format version 9, this star-cli compares 1", "star bench --json"),
+        (["--compare", "part.json"], "part.json is damaged: it lacks settings, machine", "star bench --json"),
     ],
 )
 def test_bad_input_is_refused_before_any_work(
@@ -93,6 +94,8 @@ def test_bad_input_is_refused_before_any_work(
 ) -> None:
     (folder / "other.json").write_text("[1]", encoding="utf-8")
     (folder / "text.json").write_bytes(b"\xff\xfe")
+    part = {"format": "star-bench", "format_version": 1, "subject": {}}
+    (folder / "part.json").write_text(json.dumps(part), encoding="utf-8")
     (folder / "later.json").write_text('{"format": "star-bench", "format_version": 9}', encoding="utf-8")
     assert_refused(star("bench", *arguments, "--quick"), words, hint)
 

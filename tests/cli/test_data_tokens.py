@@ -63,6 +63,15 @@ def test_what_cannot_be_is_said(tiny_model_folder: Path, tmp_path: Path, flags: 
     assert not (tmp_path / "cache").exists()
 
 
+def test_where_to_write_is_asked_before_the_pictures_are_looked_for(tiny_model_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "letter.txt").write_text("dear")
+    for out, said in ((tmp_path / "letter.txt", "is not a folder"), (tmp_path, "is not empty, and holds no token")):
+        result = run("no-such-pictures", "--model", tiny_model_folder, "--out", out)
+        assert (result.exit_code, result.stdout) == (2, "")
+        assert said in result.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["letter.txt"]
+
+
 def test_a_model_that_draws_classes_has_no_features(tiny_class_folder: Path, tmp_path: Path) -> None:
     result = run("shapes:2", "--model", tiny_class_folder, "--out", tmp_path / "cache")
     assert result.exit_code == 2

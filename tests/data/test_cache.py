@@ -19,7 +19,7 @@ from star_cli.data.cache_build import build_cache
 from star_cli.data.cache_manifest import MANIFEST, TOLD
 from star_cli.data.cache_plan import CacheOptions
 from star_cli.data.encoding import hash_text_encoder, hash_vqvae, tokenize
-from star_cli.errors import DataError, OptionError, OutputError
+from star_cli.errors import DataError, OptionError, OutputError, OutputPathError
 from star_cli.models.float32 import exact_float32
 from star_cli.models.schedule import ScaleSchedule
 from star_cli.pipeline import StarPipeline
@@ -279,6 +279,17 @@ def test_a_folder_of_something_else_is_left_alone(own: Path, tiny_pipeline: Star
         open_cache(tmp_path / "mine")
 
 
+@pytest.mark.parametrize("place", ["file", "file/below", "link", "n" * 300])
+def test_a_place_that_no_folder_can_have_is_said_before_any_work(
+    tiny_pipeline: StarPipeline, tmp_path: Path, place: str
+) -> None:
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(OutputPathError):
+        build(tiny_pipeline, tmp_path / place)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "link"]
+
+
 def test_a_decoder_does_not_change_the_tokens_nor_a_new_place_the_features(tiny_pipeline: StarPipeline) -> None:
     decoder = type(tiny_pipeline.vqvae)(tiny_pipeline.vqvae.config)
     decoder.load_state_dict(tiny_pipeline.vqvae.state_dict())
@@ -343,6 +354,15 @@ def test_a_shard_of_another_cache_is_named(own: Path) -> None:
 @pytest.mark.parametrize("text", ["", "{}", "[]", '{"format": "x", "format_version": 1}'])
 def test_a_damaged_manifest_is_said(own: Path, text: str) -> None:
     (own / MANIFEST).write_text(text)
+    with pytest.raises(DataError, match="damaged, or of another version"):
+        open_cache(own)
+
+
+@pytest.mark.parametrize("wrong", [{"size_bytes": "12"}, {"sha256": 5}, {"more": 1}])
+def test_a_manifest_with_something_else_about_a_file_is_said(own: Path, wrong: dict[str, object]) -> None:
+    told = json.loads((own / MANIFEST).read_text())
+    told["files"]["captions-00000.safetensors"] |= wrong
+    (own / MANIFEST).write_text(json.dumps(told))
     with pytest.raises(DataError, match="damaged, or of another version"):
         open_cache(own)
 

@@ -153,6 +153,18 @@ def test_datasets_without_pictures_are_refused(tmp_path: Path) -> None:
         open_hub(f"hf:{tmp_path / 'empty'}")
 
 
+def test_a_dataset_without_rows_is_refused(tmp_path: Path) -> None:
+    columns = {"image": pictures(), "text": [""] * COUNT}
+    rows = datasets.Dataset.from_dict(columns).cast_column("image", datasets.Image())
+    rows.filter(lambda row: False).save_to_disk(tmp_path / "filtered")
+    with pytest.raises(DataError, match="filtered has no rows"):
+        HubImages(str(tmp_path / "filtered"))
+    rows.select([]).save_to_disk(tmp_path / "none")  # which `datasets` saves, but does not load
+    with pytest.raises(DataError, match="none cannot be loaded: ") as raised:
+        HubImages(str(tmp_path / "none"))
+    assert not str(raised.value).startswith("hf:")  # which nobody wrote
+
+
 def test_a_dataset_that_does_not_exist_is_told_with_the_way_to_name_one() -> None:
     with pytest.raises(DataError, match=r"^hf:nobody/nothing cannot be loaded: ") as raised:
         open_hub("hf:nobody/nothing")  # offline: see conftest

@@ -131,6 +131,13 @@ def test_a_command_that_fails_is_an_error_and_leaves_nothing(tmp_path: Path, com
 
 
 @needs_shell
+def test_of_many_complaints_the_last_are_told(tmp_path: Path) -> None:
+    complaints = r"for i in $(seq 2000); do printf '%d %%\r' $i >&2; done; echo >&2; echo 'no route' >&2; exit 7"
+    with pytest.raises(DataError, match=r"exit code 7: 1999 %: 2000 %: no route$"):
+        list(spool(f"pipe:{complaints}", tmp_path / "kept"))
+
+
+@needs_shell
 def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     put(tmp_path / "file")
     with pytest.raises(DataError, match=r"cannot keep the output of pipe:echo x in .*file/kept"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from safetensors.torch import save_file
 
 from star_cli.data import tokens
 from star_cli.data.tokens import scene_tokens
+from star_cli.models.schedule import ScaleSchedule
 from star_cli.models.vqvae import MultiScaleVQVAE
 from tests.conftest import TINY_SCHEDULES, TINY_VQVAE
 
@@ -47,3 +49,14 @@ def test_a_part_with_something_else_in_it_is_made_again(vqvae: MultiScaleVQVAE, 
     for held in ({"other": made}, {"tokens": made[:2].clone()}, {"tokens": made.float()}):
         save_file(held, part)
         assert torch.equal(scene_tokens(vqvae, TINY_SCHEDULES[32], 32, 0, 3, tmp_path), made)
+
+
+def test_a_codebook_beyond_16_bits_keeps_its_tokens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    large = MultiScaleVQVAE(replace(TINY_VQVAE, codebook_size=2**15 + 1)).eval()
+    last = torch.full((2, 1), 2**15)
+    monkeypatch.setattr(large.quantizer, "encode_scales", lambda *_: [(last, None)])
+    for _ in ("made", "read"):
+        found = scene_tokens(large, ScaleSchedule((1,)), 32, 0, 2, tmp_path)
+        assert found.tolist() == last.tolist()
+        monkeypatch.setattr(tokens, "_encode", None)  # nothing is made again

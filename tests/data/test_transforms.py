@@ -231,3 +231,12 @@ def test_pillows_warnings_are_silent_in_many_threads_and_filters_are_left_alone(
         found = list(pool.map(lambda _: read(data).getpixel((0, 0)), range(64)))
     assert len(set(found)) == 1
     assert warnings.filters == before
+
+
+def test_an_error_without_words_is_told_by_its_kind(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_args: object, **_kwargs: object) -> None:
+        raise EOFError
+
+    monkeypatch.setattr(Image, "open", fail)
+    with pytest.raises(BadImageError, match=r"^a\.gif: EOFError$"):
+        read_picture(Path("a.gif"), "a.gif", 8)

@@ -39,9 +39,13 @@ def test_files_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     (tmp_path / "text.pth").write_text("no weights", encoding="utf-8")
     with pytest.raises(WeightsFileError, match="no file of weights"):
         InceptionFeatures(tmp_path / "text.pth")
-    torch.save({"fc.weight": torch.zeros(1)}, tmp_path / "other.pth")
-    with pytest.raises(WeightsFileError, match="another network"):
-        InceptionFeatures(tmp_path / "other.pth")
+    for content in ({"fc.weight": torch.zeros(1)}, torch.zeros(1), [1], {1: torch.zeros(1)}):
+        torch.save(content, tmp_path / "other.pth")
+        with pytest.raises(WeightsFileError, match="another network"):
+            InceptionFeatures(tmp_path / "other.pth")
+    (tmp_path / "empty.pth").write_bytes(b"")
+    with pytest.raises(WeightsFileError, match=r"no file of weights: \w"):
+        InceptionFeatures(tmp_path / "empty.pth")
 
 
 def test_weights_that_cannot_be_fetched_are_told(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from star_cli.errors import DataError, ShapeError
+from star_cli.evaluation import reconstruction
 from star_cli.evaluation.frechet import FeatureStatistics, frechet_distance
 from star_cli.evaluation.reconstruction import evaluate_reconstruction, psnr, read_pictures, ssim
+from star_cli.models.float32 import exact_float32
 from star_cli.models.schedule import ScaleSchedule
 from star_cli.models.vqvae import MultiScaleVQVAE
 from tests.conftest import TINY_VQVAE
@@ -135,3 +140,17 @@ def test_precision_of_the_surroundings_does_not_matter() -> None:
     with torch.autocast("cpu", torch.bfloat16):
         mixed = evaluate_reconstruction(model, source, 32, 3, schedule=SCHEDULE)
     assert plain == mixed
+
+
+def test_float32_is_exact_on_a_gpu_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[torch.device] = []
+
+    @contextmanager
+    def watched(device: torch.device) -> Iterator[None]:
+        asked.append(device)
+        with exact_float32(device):
+            yield
+
+    monkeypatch.setattr(reconstruction, "exact_float32", watched)
+    evaluate_reconstruction(vqvae(), Pictures(2), 32, 2, schedule=SCHEDULE)
+    assert asked == [torch.device("cpu")]

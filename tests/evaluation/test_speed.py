@@ -296,3 +296,12 @@ def test_measurements_take_flags_of_star_bench(tmp_path: Path, monkeypatch: pyte
     (command,) = commands
     assert command[-2:] == ["--repeat", "2"]
     assert (tmp_path / "star-512-d16-bfloat16.json").read_text() == "{}"
+
+
+def test_a_page_without_a_place_for_the_tables_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("# Performance\n")
+    monkeypatch.setattr("sys.argv", ["performance.py", "render", str(tmp_path), "--page", str(page)])
+    with pytest.raises(SystemExit, match="no place for the tables"):
+        performance.main()
+    assert page.read_text() == "# Performance\n"

@@ -11,12 +11,13 @@ from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
+from star_cli.data.folder import METADATA
 from star_cli.data.icons.compose import compose
 from star_cli.data.icons.source import IconScenes
+from star_cli.data.place import check_new_folder
 from star_cli.errors import OutputPathError
-from star_cli.images import check_target, check_writable, write_whole
+from star_cli.images import check_target, write_whole
 
-METADATA = "metadata.jsonl"
 _MARGIN = 6
 
 
@@ -25,46 +26,31 @@ def write_scenes(
 ) -> Path:
     """Write every scene as PNG, with `metadata.jsonl`: file name, caption, and what the picture shows.
 
+    `metadata.jsonl` comes first and names every picture, so that an interrupted folder tells what it lacks.
+
     Args:
         source: the scenes.
-        folder: see `check_folder`; made when missing.
+        folder: see `check_new_folder`; made when missing.
         resolution: pixels per side.
         on_picture: called with pictures written and their number.
     Returns:
         The folder.
     Raises:
-        OutputPathError: see `check_folder`.
+        OutputPathError: see `check_new_folder`.
+        OutputError: writing failed. What was written is whole.
     """
-    check_folder(folder)
+    check_new_folder(folder)
     folder.mkdir(parents=True, exist_ok=True)
     digits = max(5, len(str(len(source) - 1)))
-    lines = []
-    for index in range(len(source)):
-        name = f"{index:0{digits}}.png"
+    names = [f"{index:0{digits}}.png" for index in range(len(source))]
+    # first: pictures without their captions would be learnt as such, while missing pictures are named by whoever reads
+    lines = [json.dumps({"file_name": name, **facts(source, index)}) for index, name in enumerate(names)]
+    write_whole(folder / METADATA, ("\n".join(lines) + "\n").encode())
+    for index, name in enumerate(names):
         write_whole(folder / name, _png(compose(source.catalogue, source.scene(index), resolution)))
-        lines.append(json.dumps({"file_name": name, **facts(source, index)}))
         if on_picture is not None:
             on_picture(index + 1, len(source))
-    write_whole(folder / METADATA, ("\n".join(lines) + "\n").encode())
     return folder
-
-
-def check_folder(folder: Path) -> None:
-    """Could scenes be written there? They need a folder of their own: nothing of the user's is replaced or mixed in.
-
-    Raises:
-        OutputPathError: it is a file, lies below one, or holds anything but hidden files.
-    """
-    try:
-        there = next(path for path in (folder, *folder.absolute().parents) if os.path.lexists(path))
-        if not there.is_dir():
-            raise OutputPathError(f"{there} is not a folder", "give another folder, or one that is not there yet")
-        taken = there == folder and any(not path.name.startswith(".") for path in folder.iterdir())
-    except OSError as error:
-        raise OutputPathError(f"{folder}: {error.strerror or error}") from error
-    check_writable(there)
-    if taken:
-        raise OutputPathError(f"{folder} holds files already", "give an empty folder, or one that is not there yet")
 
 
 def check_sheet(path: Path) -> None:

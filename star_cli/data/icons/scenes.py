@@ -258,7 +258,7 @@ def _draw_pair(catalogue: Catalogue, mix: SceneMix, rng: random.Random) -> IconS
 
 def _draw_over(catalogue: Catalogue, mix: SceneMix, rng: random.Random) -> IconScene:
     above, below = rng.choice(_flying(catalogue)), rng.choice(_standing(catalogue))
-    ground = any_ground([above, below], rng, plain=0.5)
+    ground = any_ground([above, below], rng, plain=0.4)
     return _finish(ground, arrange(above, below, "above", ground), mix, rng, "above")
 
 

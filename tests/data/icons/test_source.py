@@ -8,6 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
+from star_cli.data.check import check_source
+from star_cli.data.folder import ImageFolder
 from star_cli.data.icons.backgrounds import background
 from star_cli.data.icons.catalogue import Catalogue
 from star_cli.data.icons.compose import compose, compose_tensor
@@ -119,6 +121,19 @@ def test_scenes_as_a_folder(catalogue: Catalogue, tmp_path: Path) -> None:
     assert len(list(folder.iterdir())) == 4
     with pytest.raises(OutputPathError, match="already"):
         write_scenes(source, folder, 32)
+
+
+def test_an_interrupted_folder_names_what_it_lacks(catalogue: Catalogue, tmp_path: Path) -> None:
+    def interrupt(done: int, total: int) -> None:
+        if done == 2:
+            raise KeyboardInterrupt
+
+    source = IconScenes(catalogue, 4)
+    with pytest.raises(KeyboardInterrupt):
+        write_scenes(source, tmp_path, 16, interrupt)
+    left = ImageFolder(tmp_path)
+    assert [left.captions(index) for index in range(len(left))] == [source.captions(index) for index in range(4)]
+    assert [file.name for file in check_source(left).bad] == ["00002.png", "00003.png"]
 
 
 def test_a_sheet_shows_scenes_and_captions(catalogue: Catalogue, tmp_path: Path) -> None:
