@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from star_cli.errors import OptionError
-from star_cli.generation.options import LARGEST_SEED, SamplingOptions
+from star_cli.generation.options import LARGEST_SEED, SamplingOptions, whole_number
 from star_cli.models.schedule import ScaleSchedule
 
 if TYPE_CHECKING:
@@ -16,6 +15,7 @@ if TYPE_CHECKING:
 
 SAMPLING = ("guidance", "top_k", "top_p", "temperature", "smooth", "stable", "compat", "speed")
 """Fields of `SamplingOptions` that are flags and recipe keys, too."""
+_SAY_WHAT = 'say what to draw: star generate "a red apple"'
 
 
 class Drawable(Protocol):
@@ -46,12 +46,15 @@ def check_texts(prompts: Sequence[str], negative: str) -> None:
     """Can these words be drawn?
 
     Raises:
-        OptionError: no prompt, an empty one, or bytes that are not UTF-8.
+        OptionError: no prompt, an empty one, something else than text, or bytes that are not UTF-8.
     """
     if not prompts:
-        raise OptionError("there is no prompt", 'say what to draw: star generate "a red circle"')
+        raise OptionError("there is no prompt", _SAY_WHAT)
+    for text in (*prompts, negative):
+        if not isinstance(text, str):
+            raise OptionError(f"a prompt must be text, not {text!r}")
     if not all(prompt.strip() for prompt in prompts):
-        raise OptionError("the prompt is empty", 'say what to draw: star generate "a red circle"')
+        raise OptionError("the prompt is empty", _SAY_WHAT)
     for text in (*prompts, negative):
         if any("\ud800" <= character <= "\udfff" for character in text):  # bytes that Python could not decode
             raise OptionError(f"the prompt holds bytes that are not UTF-8: {text}", "write it in UTF-8")
@@ -77,16 +80,6 @@ def checked_numbers(values: Mapping[str, Any]) -> dict[str, int]:
     if seed > (most := LARGEST_SEED - num + 1):
         raise OptionError(f"--seed must be at most {most}, not {seed}")
     return checked
-
-
-def whole_number(value: object) -> int | None:
-    """As a plain int, also what numpy and torch call one; None for anything else, True and False among it."""
-    if isinstance(value, bool):
-        return None
-    try:
-        return operator.index(value)  # type: ignore[arg-type]  # that is the question
-    except TypeError:
-        return None
 
 
 def check_sampling(values: Mapping[str, Any]) -> None:

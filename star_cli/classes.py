@@ -8,8 +8,8 @@ from __future__ import annotations
 import difflib
 import functools
 
-from star_cli.asked import whole_number
 from star_cli.errors import OptionError
+from star_cli.generation.options import whole_number
 
 IMAGENET_CLASSES = 1000
 _MOST_NAMED = 5

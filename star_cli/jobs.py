@@ -44,8 +44,8 @@ def jobs_of(
         OptionError: an empty prompt, a seed or number out of range, a class that is none; words for a model that draws
             classes, or the reverse.
     """
-    texts = [prompts] if isinstance(prompts, str) else list(prompts)
     # numpy's integers are no int
+    texts = list(prompts) if isinstance(prompts, Iterable) and not isinstance(prompts, str | bytes) else [prompts]
     named = list(classes) if isinstance(classes, Iterable) and not isinstance(classes, str) else [classes]
     check_kind(model, texts, named, negative)
     subjects: list[str] | list[int] = texts

@@ -146,6 +146,10 @@ class StarPipeline:
         """Classes that this model draws; None when it draws words."""
         return self.transformer.config.class_count
 
+    def pass_size(self, options: SamplingOptions) -> int:
+        """How many images, at most, are drawn in one pass with these options."""
+        return 1 if options.compat == "official" or self._draws_singly(options) else self.max_batch
+
     def words_cut(self, prompt: str) -> str:
         """The end of the prompt that the text encoder does not read; "" when it reads all."""
         return "" if self.text_encoder is None else self.text_encoder.words_cut(prompt)
@@ -194,7 +198,7 @@ class StarPipeline:
         jobs = jobs_of(self, prompts, classes, negative, seed, num)
         res = checked_resolution(res, self)
         options = options or self.defaults
-        at_once = 1 if options.compat == "official" or self._draws_singly(options) else self.max_batch
+        at_once = self.pass_size(options)
         check_compat(options, len(jobs), self.quantize or self._dtype_name)
         images: list[GeneratedImage] = []
         for start in range(0, len(jobs), at_once):
@@ -208,8 +212,9 @@ class StarPipeline:
             labels = torch.tensor([job.subject for job in jobs], device=self.device)
             nothing = torch.full_like(labels, self.transformer.config.classes)
             return ClassCondition(labels), ClassCondition(nothing)
-        condition = self.text_encoder.encode([str(job.subject) for job in jobs]).to(self.device)
-        return condition, self._tell_negative([job.negative for job in jobs], self.text_encoder)
+        with exact_float32(self.text_encoder.device):
+            condition = self.text_encoder.encode([str(job.subject) for job in jobs]).to(self.device)
+            return condition, self._tell_negative([job.negative for job in jobs], self.text_encoder)
 
     def _tell_negative(self, negatives: list[str], text_encoder: TextEncoder) -> Condition:
         """Features of what guidance leads away from; those of the usual "" are read once and kept."""

@@ -40,6 +40,22 @@ def test_a_whole_number_of_another_library_draws_the_same(tiny_pipeline: StarPip
     assert same.encode() == plain.encode()
 
 
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        ({"prompts": None}, "a prompt must be text, not None"),
+        ({"prompts": 5}, "a prompt must be text, not 5"),
+        ({"prompts": b"x"}, "a prompt must be text, not b'x'"),
+        ({"prompts": ["x", 5]}, "a prompt must be text, not 5"),
+        ({"prompts": "x", "negative": None}, "a prompt must be text, not None"),
+    ],
+)
+def test_what_is_no_text_is_refused(tiny_pipeline: StarPipeline, asked: dict[str, Any], words: str) -> None:
+    with pytest.raises(OptionError) as refused:
+        tiny_pipeline(**asked)
+    assert str(refused.value) == words
+
+
 class Model:
     """A model that draws ten classes."""
 

@@ -15,6 +15,8 @@ from star_cli.errors import TextEncoderError
 from star_cli.models.config import TextEncoderConfig
 
 SUFFIXES = (".json", ".txt", ".model", ".safetensors")
+PARTS = ("text_encoder", "tokenizer")
+"""Folders of a pipeline of many models that make the tower."""
 PICKLE, SAFE = "pytorch_model.bin", "model.safetensors"
 
 
@@ -34,7 +36,7 @@ def check_text_folder(folder: Path, config: TextEncoderConfig) -> None:
     """
     if not folder.is_dir():
         raise TextEncoderError(f"text encoder folder {folder} is missing", "give the folder that holds its config.json")
-    found = next((place for place in (folder / "text_encoder", folder) if (place / "config.json").is_file()), None)
+    found = next((place for place in (folder / PARTS[0], folder) if (place / "config.json").is_file()), None)
     if found is None:
         raise TextEncoderError(f"text encoder folder {folder} has no config.json", "give the folder that holds it")
     try:
@@ -52,10 +54,16 @@ def check_text_folder(folder: Path, config: TextEncoderConfig) -> None:
 def copy_text_folder(folder: Path, out: Path) -> None:
     """Copy what is needed; a pickle's tensors are stored as safetensors, so that the model folder holds no pickle.
 
+    Args:
+        folder: the tower's files, flat; or, as in Stable Diffusion, in `text_encoder/` and `tokenizer/`, beside which a
+            whole other model may stand.
+        out: made where it is not there.
     Raises:
         WeightsFileError: a pickle that is damaged or asks to run code.
     """
     names = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
+    if (folder / PARTS[0] / "config.json").is_file():
+        names = [name for name in names if name.partition("/")[0] in PARTS]
     for name in wanted_text_files(names):
         target = out / name
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -96,8 +96,9 @@ def _draw(request: Request, quiet: bool) -> Iterator[GeneratedImage]:
     for text in dict.fromkeys(filter(None, (*request.prompts, request.negative))):
         for remark in pipe.remarks(text):
             console.warn(shorten(remark, _LONGEST_REMARK), quiet)
-    count = _count_passes(request, pipe.max_batch)
-    for number, one in enumerate(_passes(request, pipe.max_batch), start=1):
+    most = pipe.pass_size(request.sampling)
+    count = _count_passes(request, most)
+    for number, one in enumerate(_passes(request, most), start=1):
         title = "drawing" if count == 1 else f"drawing {number}/{count}"
         with console.scales(title, quiet) as on_scale:
             images = pipe(

@@ -5,11 +5,16 @@ Letters: B images, l tokens of a scale, V codes.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from star_cli.generation.options import SamplingOptions
 from star_cli.generation.randomness import Randomness
+
+Draws = Callable[[Randomness], tuple[Tensor, Tensor]]
+"""Draws once more whenever it is called, see `prepare_draws`."""
 
 
 def filter_by_sort(logits: Tensor, top_k: int, top_p: float) -> Tensor:
@@ -68,22 +73,29 @@ def draw_tokens(logits: Tensor, options: SamplingOptions, randomness: Randomness
     return randomness.choose(probabilities_of(logits, options))
 
 
-def draw_with_probability(logits: Tensor, options: SamplingOptions, randomness: Randomness) -> tuple[Tensor, Tensor]:
-    """Draw one code for each token, and tell how likely it was; arguments as in `draw_tokens`.
+def prepare_draws(logits: Tensor, options: SamplingOptions) -> Draws:
+    """All of a draw but the draw itself, for logits that are drawn from several times; arguments as in `draw_tokens`.
 
     Returns:
-        Codes, (B, l), int64, and the probability of each after filtering, (B, l), float32. At temperature 0, which
-        leaves one code of probability 1, that before filtering: it still tells the sure tokens from the others.
+        Given the randomness: codes, (B, l), int64, and the probability of each after filtering, (B, l), float32. At
+        temperature 0, which leaves one code of probability 1, that before filtering: it still tells the sure tokens
+        from the others.
     """
     if options.temperature == 0:
-        probabilities = logits.softmax(-1)
-        return logits.argmax(-1), probabilities.amax(-1)
+        greedy = logits.argmax(-1), logits.softmax(-1).amax(-1)
+        return lambda _randomness: greedy
     probabilities = probabilities_of(logits, options)
-    tokens = randomness.choose(probabilities)
-    return tokens, probabilities.gather(-1, tokens[..., None])[..., 0]
+
+    def draw(randomness: Randomness) -> tuple[Tensor, Tensor]:
+        tokens = randomness.choose(probabilities)
+        return tokens, probabilities.gather(-1, tokens[..., None])[..., 0]
+
+    return draw
 
 
 def probabilities_of(logits: Tensor, options: SamplingOptions) -> Tensor:
     """How likely each code is drawn at a temperature above 0: (B, l, V) from guided logits, adding up to 1."""
     keep = filter_by_sort if options.speed == "reference" else filter_logits
-    return keep(logits / options.temperature, options.top_k, options.top_p).softmax(-1)
+    if options.temperature != 1:  # else a pass over all logits that would change nothing
+        logits = logits / options.temperature
+    return keep(logits, options.top_k, options.top_p).softmax(-1)

@@ -22,4 +22,4 @@ def guide(logits: Tensor, strength: float) -> Tensor:
         (B, l, V).
     """
     conditional, unconditional = logits.chunk(2)
-    return (1 + strength) * conditional - strength * unconditional
+    return ((1 + strength) * conditional).sub_(strength * unconditional)

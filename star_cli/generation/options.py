@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import operator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from star_cli.errors import OptionError
 from star_cli.models.config import Config
@@ -20,8 +22,10 @@ MOST_GUIDANCE, LEAST_TEMPERATURE = 1000, 0.0001
 class SamplingOptions(Config):
     """Options of the draw. A model folder stores its own defaults.
 
+    Numbers of other libraries (numpy, torch) become plain ones, for the recipe is JSON.
+
     Raises:
-        OptionError: a value outside its range.
+        OptionError: a value of another kind or outside its range.
     """
 
     guidance: float = 4.0
@@ -46,23 +50,35 @@ class SamplingOptions(Config):
 
     def __post_init__(self) -> None:
         self._check_choices()
-        _require(0 <= self.guidance <= MOST_GUIDANCE, "guidance", self.guidance, f"a number from 0 to {MOST_GUIDANCE}")
-        _require(self.top_k >= 1, "top-k", self.top_k, "a whole number of at least 1")
-        _require(0 < self.top_p <= 1, "top-p", self.top_p, "a number above 0 and at most 1")
-        _require(
-            self.temperature == 0 or LEAST_TEMPERATURE <= self.temperature < math.inf,
+        self._settle("guidance", _number, lambda x: 0 <= x <= MOST_GUIDANCE, f"a number from 0 to {MOST_GUIDANCE}")
+        self._settle("top_k", whole_number, lambda k: k >= 1, "a whole number of at least 1")
+        self._settle("top_p", _number, lambda p: 0 < p <= 1, "a number above 0 and at most 1")
+        self._settle(
             "temperature",
-            self.temperature,
+            _number,
+            lambda t: t == 0 or LEAST_TEMPERATURE <= t < math.inf,
             f"0, or a number of at least {LEAST_TEMPERATURE}",
         )
-        _require(self.smooth >= 0, "smooth", self.smooth, "a whole number of at least 0")
+        self._settle("smooth", whole_number, lambda count: count >= 0, "a whole number of at least 0")
+        if not (self.stable is None or isinstance(self.stable, bool)):
+            raise OptionError(f"stable must be true, false or left out, not {self.stable!r}")
         if self.compat == "official" and self.smooth:
-            raise OptionError("--compat official draws tokens, without --smooth", "leave one of them out")
+            raise OptionError(
+                "--compat official draws tokens, without --smooth", "leave --compat out, or give --smooth 0"
+            )
         if self.compat == "official" and self.speed != "exact":
             raise OptionError(
                 f"--compat official draws as the published code does, not with --speed {self.speed}",
-                "leave one of them out",
+                "leave --compat out, or give --speed exact",
             )
+
+    def _settle(self, name: str, read: _Read, is_good: Callable[[Any], bool], wanted: str) -> None:
+        """Make a field a plain number, and refuse one that is none or out of range."""
+        given = getattr(self, name)
+        value = read(given)
+        if value is None or not is_good(value):
+            raise OptionError(f"--{name.replace('_', '-')} must be {wanted}, not {given}")
+        object.__setattr__(self, name, value)  # the dataclass is frozen for everybody else
 
     def for_head(self, has_head: bool) -> Self:
         """The same options with `stable` settled.
@@ -76,7 +92,9 @@ class SamplingOptions(Config):
             )
         settled = replace(self, stable=has_head if self.stable is None else self.stable)
         if settled.stable and settled.smooth:
-            raise OptionError("--smooth and stable sampling both say how the last scales are drawn", "give --no-stable")
+            raise OptionError(
+                "--smooth and stable sampling both say how the last scales are drawn", "give --no-stable, or --smooth 0"
+            )
         return settled
 
 
@@ -100,6 +118,24 @@ def check_compat(options: SamplingOptions, images: int, dtype: str) -> None:
         )
 
 
-def _require(condition: bool, name: str, value: object, wanted: str) -> None:
-    if not condition:
-        raise OptionError(f"--{name} must be {wanted}, not {value}")
+def whole_number(value: object) -> int | None:
+    """As a plain int, also what numpy and torch call one; None for anything else, True and False among it."""
+    if isinstance(value, bool):
+        return None
+    try:
+        return operator.index(value)  # type: ignore[arg-type]  # that is the question
+    except TypeError:
+        return None
+
+
+def _number(value: Any) -> float | None:
+    """As a plain number; None for anything else. An int stays one, as it then does in the recipe."""
+    if isinstance(value, bool | str | bytes):
+        return None
+    try:
+        return value if type(value) in (int, float) else float(value)
+    except (TypeError, ValueError, OverflowError, RuntimeError):  # the last is torch's, for more than one number
+        return None
+
+
+_Read = Callable[[Any], int | float | None]

@@ -96,4 +96,4 @@ def _categorical(probabilities: Tensor, generator: torch.Generator) -> Tensor:
     is_staged = probabilities.is_cuda and generator.device.type == "cpu"  # pinned memory lets the GPU fetch it unasked
     clocks = torch.empty(probabilities.shape, device=generator.device, pin_memory=is_staged)
     clocks = clocks.exponential_(generator=generator).to(probabilities.device, non_blocking=is_staged)
-    return (probabilities / clocks).argmax(-1)
+    return torch.div(probabilities.detach(), clocks, out=clocks).argmax(-1)

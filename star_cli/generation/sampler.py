@@ -82,7 +82,7 @@ def draw(
         else:
             hidden = transformer.run_blocks(x, prompted, schedule, schedule.slice(scale), stores=caches)
         if options.speed == "turbo" and scale >= late - 1:
-            change = (hidden - x)[:images]
+            change = hidden[:images] - x[:images]
         if is_refined(transformer, scale, options):
             tokens = draw_stable(transformer, quantizer, hidden, prompted, schedule, scale, options, randomness)
             added = quantizer.look_up(tokens, side)

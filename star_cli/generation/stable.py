@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from star_cli.generation.filtering import draw_with_probability
+from star_cli.generation.filtering import Draws, prepare_draws
 from star_cli.generation.guidance import guide, ramped_guidance
 from star_cli.generation.options import SamplingOptions
 from star_cli.generation.randomness import Randomness
@@ -101,18 +101,19 @@ def draw_stable(
     tokens = torch.zeros(images, positions, dtype=torch.int64, device=hidden.device)
     fixed = torch.zeros(images, positions, dtype=torch.bool, device=hidden.device)
     ramped = ramped_guidance(options.guidance, scale, schedule)
-    base: Tensor | None = None  # the ordinary head's guided logits, the same in every step
+    base: Draws | None = None  # by the ordinary head, whose logits are the same in every step
     for step in plan_steps(transformer.config, scale, positions):
         randomness.begin_step(positions)
         if step.uses_base_head:
             if base is None:
-                base = _guided(transformer.logits(hidden, prompted), ramped, options)
-            guided = base
+                base = prepare_draws(_guided(transformer.logits(hidden, prompted), ramped, options), options)
+            draw = base
         else:
+            base = None  # its steps come first: what it holds of all codes may go
             codes = quantizer.codebook(tokens) * fixed[..., None]  # (B, l, Z)
             logits = transformer.stable_logits(codes, hidden, prompted, schedule, range(scale, scale + 1))
-            guided = _guided(logits, options.guidance, options)
-        drawn, sureness = draw_with_probability(guided, options, randomness)
+            draw = prepare_draws(_guided(logits, options.guidance, options), options)
+        drawn, sureness = draw(randomness)
         if step.uses_base_head:  # among all, those already fixed included
             tokens, fixed = _fix(tokens, fixed, drawn, sureness, step.count)
         if step.is_random and options.temperature > 0:

@@ -94,6 +94,10 @@ class VQVAEConfig(Config):
             self.codebook_size > 0 and self.code_dim > 0, "a codebook needs at least one code of at least one channel"
         )
         _check(len(self.multipliers) > 0 and min(self.multipliers) > 0, "multipliers must be positive")
+        _check(
+            min(self.channels, self.patch, self.groups) > 0 and self.blocks >= 0,
+            "channels, patch and groups must be positive, blocks at least 0",
+        )
         widths = [self.channels * multiplier for multiplier in self.multipliers]
         _check(
             all(width % self.groups == 0 for width in widths),
@@ -179,6 +183,7 @@ class TransformerConfig(Config):
         _check(
             min(self.depth, self.width, self.heads, self.levels) > 0, "depth, width, heads and levels must be positive"
         )
+        _check(0 < self.mlp_ratio < math.inf, f"mlp_ratio must be positive, not {self.mlp_ratio}")
         _check(self.width % self.heads == 0, f"width {self.width} must be divisible by {self.heads} heads")
         _check(
             self.position != "rope" or self.head_width % 4 == 0,

@@ -21,7 +21,7 @@ class ScaleSchedule:
     """Side of each token map, from the 1x1 start map to the full latent (VAR, section 3.1).
 
     Raises:
-        OptionError: no side, a side below 1, or a last side that is not the largest.
+        OptionError: no side, one that is no whole number of at least 1, or a last side that is not the largest.
     """
 
     sides: tuple[int, ...]
@@ -29,6 +29,10 @@ class ScaleSchedule:
     """Row of the level embedding for the first scale: a model that draws several resolutions keeps rows for each."""
 
     def __post_init__(self) -> None:
+        if not all(type(number) is int for number in (*self.sides, self.first_level)):
+            raise OptionError(
+                f"sides and first level of a schedule are whole numbers, not {list(self.sides)}, {self.first_level}"
+            )
         if not self.sides or min(self.sides) < 1:
             raise OptionError(f"a scale schedule needs sides of at least 1, not {list(self.sides)}")
         if self.sides[-1] != max(self.sides):

@@ -26,6 +26,7 @@ class ScheduleTables:
         self.config = config
         self._positions: dict[Key, Tensor] = {}
         self._levels: dict[Key, Tensor] = {}
+        self._masks: dict[Key, Tensor] = {}
         self._flex_masks: dict[Key, FlexMask] = {}
 
     def levels(self, schedule: ScaleSchedule, device: torch.device) -> Tensor:
@@ -53,6 +54,14 @@ class ScheduleTables:
                 self._positions[key] = table.to(key[1])
         return self._positions[key]
 
+    def _block_causal_mask(self, schedule: ScaleSchedule, device: torch.device) -> Tensor:
+        """(L, L), bool; of 1024 px 89 MB."""
+        key = (schedule, device)
+        if key not in self._masks:
+            with torch.inference_mode(False):
+                self._masks[key] = schedule.block_causal_mask().to(device)
+        return self._masks[key]
+
     def training_mask(
         self, schedule: ScaleSchedule, tokens: slice | Tensor, device: torch.device, flex: bool
     ) -> Tensor | FlexMask:
@@ -65,7 +74,7 @@ class ScheduleTables:
             flex: in flex attention's form, where that can run: on a GPU, with heads wide enough.
         """
         if not (flex and device.type == "cuda" and self.config.head_width >= SMALLEST_HEAD):
-            return schedule.block_causal_mask().to(device)[tokens][:, tokens]
+            return self._block_causal_mask(schedule, device)[tokens][:, tokens]
         if isinstance(tokens, Tensor):
             return FlexMask.of_levels(self.levels(schedule, device)[tokens])
         key = (schedule, device)

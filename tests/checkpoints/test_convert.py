@@ -19,6 +19,7 @@ from star_cli.checkpoints.export import export_official
 from star_cli.checkpoints.folder import read_model_config, read_model_folder
 from star_cli.checkpoints.official import open_official
 from star_cli.checkpoints.published import PublishedModel
+from star_cli.checkpoints.text_tower import copy_text_folder
 from star_cli.checkpoints.verify import verify_folder
 from star_cli.errors import ModelFolderError, OutputPathError, TextEncoderError, WeightsFileError
 from tests.checkpoints.official_files import (
@@ -188,6 +189,20 @@ def test_text_tower_is_copied_without_its_pickle(tmp_path: Path) -> None:
     assert load_file(folder.path / "text_encoder" / "model.safetensors")["position_ids"].tolist() == [0, 1, 2, 3]
     assert folder.text_encoder is not None
     assert (folder.text_encoder.kind, folder.text_encoder.source) == ("clip", "text_encoder")
+
+
+def test_of_a_whole_pipeline_only_the_tower_is_copied(tmp_path: Path) -> None:
+    root = tmp_path / "stable-diffusion"
+    (root / "unet").mkdir(parents=True)
+    (root / "unet" / "model.safetensors").write_bytes(b"gigabytes")
+    (root / "model_index.json").write_text("{}")
+    (root / "tokenizer").mkdir()
+    (root / "tokenizer" / "merges.txt").write_text("")
+    text_folder(root / "text_encoder", 1024)
+    copy_text_folder(root, tmp_path / "out")
+    names = {path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    tower = {f"text_encoder/{name}" for name in ("config.json", "vocab.json", "model.safetensors")}
+    assert names == {*tower, "tokenizer/merges.txt"}
 
 
 def test_text_tower_of_another_width_is_refused_before_work(tmp_path: Path) -> None:

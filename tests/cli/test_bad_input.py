@@ -67,7 +67,7 @@ def assert_refused(result: Result, words: str, hint: str | None = "", exit_code:
         (
             ["--speed", "fast", "--compat", "official"],
             "--compat official draws as the published code does",
-            "leave one",
+            "give --speed exact",
         ),
         (["--temperature", "inf"], "--temperature must be 0, or a number of at least 0.0001, not inf", None),
         (["--guidance", "nan"], "--guidance must be a number from 0 to 1000, not nan", None),

@@ -61,6 +61,24 @@ def test_flipped_byte_in_the_default_model_is_a_problem(star: Star, shipped: Pat
     assert told["problems"][0].startswith("vqvae.safetensors: hash is ")
 
 
+def test_file_that_drawing_would_refuse_is_a_problem(star: Star, shipped: Path) -> None:
+    (shipped / "text_encoder" / "notes.txt").write_text("a stranger")
+    told = json.loads(star("doctor", "--json").stdout)
+    assert told["model"]["verified"] is False
+    assert told["problems"] == [
+        "text_encoder/notes.txt is in the folder, but not among the files of the config",
+    ]
+
+
+def test_weights_of_another_model_are_a_problem(star: Star, shipped: Path) -> None:
+    config = json.loads((shipped / "config.json").read_text())
+    config["transformer"]["depth"] += 1
+    (shipped / "config.json").write_text(json.dumps(config))
+    result = star("doctor")
+    assert result.exit_code == 1
+    assert "transformer.safetensors: missing blocks.2." in result.stdout
+
+
 def test_the_users_own_defaults_are_what_is_used(
     star: Star, shipped: Path, tiny_model_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

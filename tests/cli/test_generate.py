@@ -58,6 +58,22 @@ def test_more_pictures_than_a_pass_holds_all_come(draw: Star) -> None:
     assert len(draw(*"abcdefghi", "--out", "many/").stdout.split()) == 9
 
 
+def test_pictures_that_are_drawn_singly_are_written_as_they_come(
+    draw: Star, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draw_jobs, drawn = StarPipeline.draw_jobs, []
+
+    def stopped(self: StarPipeline, jobs: Any, **rest: Any) -> Any:
+        if len(drawn) == 2:
+            raise KeyboardInterrupt
+        drawn.append(jobs)
+        return draw_jobs(self, jobs, **rest)
+
+    monkeypatch.setattr(StarPipeline, "draw_jobs", stopped)
+    assert draw("x", "--num", 3, "--smooth", 1).exit_code == 130
+    assert sorted(path.name for path in folder.iterdir()) == ["x-0.png", "x-1.png"]
+
+
 def test_ten_million_pictures_take_no_memory_before_the_first(draw: Star, monkeypatch: pytest.MonkeyPatch) -> None:
     def stop(*arguments: object, **options: object) -> None:
         raise KeyboardInterrupt

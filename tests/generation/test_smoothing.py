@@ -87,7 +87,7 @@ def test_the_command_draws_smoothly_and_draws_the_same_from_its_picture(
 
 @pytest.mark.parametrize(
     ("options", "said"),
-    [({"smooth": -1}, "at least 0"), ({"smooth": 1, "compat": "official"}, "leave one of them out")],
+    [({"smooth": -1}, "at least 0"), ({"smooth": 1, "compat": "official"}, "give --smooth 0")],
 )
 def test_what_cannot_be_smooth_is_refused(options: dict[str, object], said: str) -> None:
     with pytest.raises(OptionError) as refused:

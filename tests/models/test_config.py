@@ -56,6 +56,7 @@ def test_missing_field_is_named() -> None:
         ({"width": 30, "heads": 4}, "width 30 must be divisible by 4 heads"),
         ({"width": 12, "heads": 2}, "2-D RoPE needs a head width divisible by 4, not 6"),
         ({"depth": 0}, "depth, width, heads and levels must be positive"),
+        ({"mlp_ratio": -1.0}, "mlp_ratio must be positive, not -1.0"),
         ({"position": "learned"}, "learned positions need their number"),
         ({"position": "sine"}, "position must be one of rope, learned, sincos, none, not sine"),
         (
@@ -87,6 +88,8 @@ def test_transformer_that_cannot_be_is_refused(changes: dict[str, Any], sentence
     [
         ({"codebook_size": 0}, "a codebook needs at least one code of at least one channel"),
         ({"multipliers": ()}, "multipliers must be positive"),
+        ({"groups": 0}, "channels, patch and groups must be positive, blocks at least 0"),
+        ({"groups": -1}, "channels, patch and groups must be positive, blocks at least 0"),
         ({"channels": 6}, "widths [6, 12] must be divisible by 4 groups"),
         ({"phi_count": 0}, "phi_count 0 needs phi_scales, the number of scales"),
     ],

@@ -41,6 +41,15 @@ def test_tokens_left_out_are_left_out_of_the_mask() -> None:
     assert torch.equal(rule[0, 0], mask)
 
 
+def test_the_dense_mask_is_made_once() -> None:
+    tables, every, device = ScheduleTables(TINY), slice(0, SIDES.length), torch.device("cpu")
+    masks = [tables.training_mask(SIDES, every, device, flex=False) for _ in range(2)]
+    assert isinstance(masks[0], torch.Tensor)
+    assert isinstance(masks[1], torch.Tensor)
+    assert torch.equal(masks[0], SIDES.block_causal_mask())
+    assert masks[0].data_ptr() == masks[1].data_ptr()
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("dropped", [False, True])

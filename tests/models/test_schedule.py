@@ -55,6 +55,8 @@ def test_progress_runs_from_0_to_1() -> None:
     [
         ((), "a scale schedule needs sides of at least 1, not []"),
         ((0, 2), "a scale schedule needs sides of at least 1, not [0, 2]"),
+        ((1, 2.0), "sides and first level of a schedule are whole numbers, not [1, 2.0], 0"),
+        ((True, 2), "sides and first level of a schedule are whole numbers, not [True, 2], 0"),
         ((1, 4, 2), "the last side of a scale schedule must be its largest: [1, 4, 2]"),
     ],
 )
