@@ -28,6 +28,7 @@ from torch import Tensor
 
 from benchmarks.icons_network import MOST, SIDE, Eye, EyeConfig, Seen
 from benchmarks.icons_prompts import WANTED, Asked, prompts, synonyms
+from benchmarks.thinned import thinned
 from star_cli.data.icons.backgrounds import BACKGROUNDS
 from star_cli.data.icons.catalogue import DEFAULT_OBJECTS, Catalogue, open_catalogue
 from star_cli.data.icons.compose import compose_tensor
@@ -309,10 +310,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _asked(catalogue: Catalogue, options: argparse.Namespace) -> list[Asked]:
-    """All prompts of the kinds asked for, or every so-many-th."""
+    """The prompts of the kinds asked for, or so many of them."""
     asked = prompts(catalogue, options.prompts_seed) + synonyms(catalogue, options.prompts_seed)
     asked = [one for one in asked if one.kind in options.kinds]
-    return asked[:: max(1, len(asked) // options.limit)][: options.limit] if options.limit else asked
+    return thinned(asked, options.limit)
 
 
 def _true_picture(catalogue: Catalogue, asked: Asked, resolution: int) -> Tensor:
@@ -385,7 +386,7 @@ def _read_command_line(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0, help="seed of every picture")
     parser.add_argument("--prompts-seed", type=int, default=0)
     parser.add_argument("--kinds", nargs="+", choices=_KINDS, default=_KINDS, help="kinds of prompts; default: all")
-    parser.add_argument("--limit", type=int, help="only every so-many-th prompt, so many in all")
+    parser.add_argument("--limit", type=int, help="only so many prompts, evenly spread")
     parser.add_argument("--batch", type=int, default=8, help="pictures drawn at once")
     parser.add_argument("--frechet", type=int, default=0, help="pictures for the Fréchet distance; 0: leave it out")
     parser.add_argument("--mix", choices=MIXES, help="of scenes for that distance; default: one or several things")

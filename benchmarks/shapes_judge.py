@@ -20,6 +20,7 @@ from PIL import Image, ImageDraw
 
 from benchmarks.shapes_detector import Found, detect
 from benchmarks.shapes_prompts import prompts
+from benchmarks.thinned import thinned
 from star_cli.data.shapes import Scene, Thing
 
 _NEAR = 0.125  # a thing is in its place when it is no further off than this share of the side: half a step of the grid
@@ -161,7 +162,7 @@ def _read_command_line(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--res", type=int, help="pixels; the model's default when left out")
     parser.add_argument("--seed", type=int, default=0, help="seed of every prompt's first picture")
     parser.add_argument("--num", type=int, default=1, help="pictures of each prompt, with the seeds that follow")
-    parser.add_argument("--limit", type=int, help="only every so-many-th prompt, so many in all")
+    parser.add_argument("--limit", type=int, help="only so many prompts, evenly spread")
     parser.add_argument("--guidance", type=float)
     parser.add_argument("--top-k", type=int)
     parser.add_argument("--top-p", type=float)
@@ -193,9 +194,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     options = _read_command_line(arguments)
     pipeline = StarPipeline.from_pretrained(options.model, device=options.device, dtype=options.dtype)
-    pairs = prompts()
-    if options.limit:
-        pairs = pairs[:: max(1, len(pairs) // options.limit)][: options.limit]
+    pairs = thinned(prompts(), options.limit)
     pictures = list(_draw(pipeline, pairs, options))
     asked = [pair for pair in pairs for _ in range(options.num)]
     judged = [(prompt, scene, judge(picture, scene)) for picture, (prompt, scene) in zip(pictures, asked, strict=True)]

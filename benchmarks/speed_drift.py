@@ -24,6 +24,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks.thinned import thinned
+
 LEVELS = ("exact", "reference", "fast", "turbo")
 JUDGE = "benchmarks.shapes_judge"
 
@@ -101,7 +103,7 @@ def _asked(options: argparse.Namespace) -> tuple[list[tuple[str, Any]], Callable
     else:
         module = importlib.import_module(options.judge)
         asked, judge = list(module.prompts()), module.judge
-    return asked[:: max(1, len(asked) // options.limit)][: options.limit], judge
+    return thinned(asked, options.limit), judge
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -111,7 +113,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="star-shapes")
     parser.add_argument("--res", type=int, help="pixels; the model's default when left out")
-    parser.add_argument("--limit", type=int, default=40, help="every so-many-th prompt, so many in all")
+    parser.add_argument("--limit", type=int, default=40, help="so many prompts, evenly spread")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--levels", nargs="+", default=LEVELS, choices=LEVELS)
     parser.add_argument("--judge", default=JUDGE, metavar="MODULE")

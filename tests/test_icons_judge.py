@@ -7,6 +7,7 @@ import torch
 from benchmarks.icons_judge import Lesson, judge, lesson, loss_of, scores, train
 from benchmarks.icons_network import Eye, EyeConfig
 from benchmarks.icons_prompts import SYNONYMS, WANTED, Asked, prompts, synonyms
+from benchmarks.thinned import thinned
 from star_cli.data.icons.backgrounds import BACKGROUNDS
 from star_cli.data.icons.catalogue import Catalogue, open_catalogue
 from star_cli.data.icons.compose import compose_tensor
@@ -143,3 +144,10 @@ def test_the_real_icons_compose_and_have_a_hundred_synonyms(real: Catalogue) -> 
         pixels = compose_tensor(real, IconScene("green", 0, (Item(thing.key, 0.5, 0.5, 0.68),)), 64)
         ground = compose_tensor(real, IconScene("green", 0, ()), 64)
         assert (pixels - ground).abs().mean() > 0.03, thing.key
+
+
+@pytest.mark.parametrize(("length", "limit", "kept"), [(9, 3, [0, 3, 6]), (859, 287, None), (4, 9, [0, 1, 2, 3])])
+def test_a_thinned_list_is_spread_over_the_whole(length: int, limit: int, kept: list[int] | None) -> None:
+    found = thinned(range(length), limit)
+    assert found == kept if kept else (len(found) == limit and found[-1] >= length - 3)
+    assert thinned(range(length), None) == list(range(length))
