@@ -75,7 +75,7 @@ MIXES = {
 """Mixtures by name, from the easiest to the hardest."""
 
 
-_NEEDED = {"pair": (2, 0), "count": (1, 1), "group": (3, 1)}
+_NEEDED = {"pair": (2, 0), "count": (1, 1), "group": (3, 1), "over": (2, 0)}
 """Objects that a kind of scene needs, and how many of them must be such as can be counted; of others one is enough."""
 
 
@@ -89,12 +89,13 @@ def check_objects(catalogue: Catalogue, mix: SceneMix) -> None:
     needed, counted = (max(column) for column in zip(*needs, strict=True))
     objects = catalogue.common if mix.common else catalogue.objects
     found, hint = len(objects), f"{_MORE_OBJECTS}, or a simpler mix, such as grounds"
-    if mix.over and not (_flying(catalogue) and _standing(catalogue)):
-        raise OptionError("this mix of scenes shows things of the sky above others, and there are none such", hint)
     if found < needed:
         raise OptionError(f"this mix of scenes shows {needed} kinds of things at once, and there are {found}", hint)
     if sum(thing.may_be_counted for thing in objects) < counted:
         raise OptionError(f"this mix of scenes counts things, and none of these {found} can be counted", hint)
+    if mix.over and not (_flying(catalogue) and _standing(catalogue)):
+        words = f"of these {len(catalogue.objects)} none is of the sky, or none is a common one that stands"
+        raise OptionError(f"this mix of scenes shows things of the sky above others: {words}", hint)
 
 
 def check_held_out(catalogue: Catalogue) -> None:

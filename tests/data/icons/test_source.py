@@ -177,10 +177,18 @@ def test_a_mix_that_counts_needs_an_object_that_can_be(catalogue: Catalogue) -> 
     assert IconScenes(few, 10, mix="simple").scene(3).items
 
 
-@pytest.mark.parametrize(("mix", "number"), [("full", 3), ("composed", 2), ("usual", 1)])
+@pytest.mark.parametrize(("mix", "number"), [("full", 3), ("usual", 1)])
 def test_as_few_objects_as_a_mix_needs_do(catalogue: Catalogue, mix: str, number: int) -> None:
     source = IconScenes(_first(catalogue, number), 60, mix=mix)
     assert all(source.scene(index).items for index in range(60))
+
+
+def test_something_of_the_sky_needs_one_thing_that_flies_and_one_that_stands(catalogue: Catalogue) -> None:
+    flying = next(thing for thing in catalogue.objects if thing.stance == "sky")
+    source = IconScenes(Catalogue((catalogue.by_key["cat"], flying), catalogue.renders), 60, mix="composed")
+    assert any(source.scene(index).relation == "above" for index in range(60))
+    with pytest.raises(OptionError, match="of these 2 none is of the sky"):
+        IconScenes(_first(catalogue, 2), 60, mix="composed")
 
 
 def test_held_out_scenes_need_a_held_out_pair(catalogue: Catalogue) -> None:
