@@ -123,7 +123,8 @@ def _load(path: Path) -> Any:
 def _check_archive(path: Path) -> None:
     """Say what is wrong with a file in the words of people, before torch does in its own."""
     if not path.is_file():
-        raise WeightsFileError(f"{path}: there is no such file", "give the files of the published model")
+        what = "is a folder" if path.is_dir() else "there is no such file"
+        raise WeightsFileError(f"{path}: {what}", "give the files of the published model")
     size = path.stat().st_size
     with path.open("rb") as file:
         start = file.read(64)

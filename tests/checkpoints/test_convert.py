@@ -295,6 +295,7 @@ def test_file_of_another_kind_is_named(tmp_path: Path, content: bytes, sentence:
 def test_missing_file_and_missing_part_are_named(tmp_path: Path) -> None:
     transformer, vqvae = write_files(tmp_path, TINY_VAR)
     assert "there is no such file" in str(refusal(tmp_path / "nothing.pth", vqvae))
+    assert "is a folder" in str(refusal(tmp_path, vqvae))
     error = refusal(transformer)
     assert str(error) == "none of the files holds the vqvae of tiny-var; given: tiny-var.pth"
     assert "vae_ch160v4096z32.pth" in str(error.hint)
