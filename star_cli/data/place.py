@@ -16,12 +16,11 @@ def nearest_folder(folder: Path) -> Path:
     """
     try:
         there = next(path for path in (folder, *folder.absolute().parents) if _is_there(path))
-        if not there.is_dir():
-            raise OutputPathError(f"{there} is not a folder", "give another folder, or one that is not there yet")
-    except OutputPathError:
-        raise
+        is_folder = there.is_dir()
     except (OSError, ValueError) as error:  # a name too long, a forbidden folder, a NUL inside the name
         raise OutputPathError(f"{folder}: {getattr(error, 'strerror', None) or error}") from error
+    if not is_folder:
+        raise OutputPathError(f"{there} is not a folder", "give another folder, or one that is not there yet")
     return there
 
 

@@ -168,13 +168,11 @@ class _Map:
         """Add rows that were written to the sums, while the cache still has them."""
         if self._is_strip:
             return
-        cells = self.values[:, :, top:bottom].permute(0, 2, 3, 1).flatten(0, 2)  # (rows * x, C), a view
-        if cells.dtype == torch.float32:
-            sums = cells.sum(0), cells.square().sum(0)
-        else:  # in float32 they are a copy, that the squares may take
-            copy = cells.float()
-            sums = copy.sum(0), copy.square_().sum(0)
-        self._sums += torch.stack(sums)
+        rows = self.values[:, :, top:bottom].permute(0, 2, 3, 1).flatten(0, 2)  # (rows * x, C), a view
+        cells = rows.float()
+        sums = cells.sum(0)
+        squares = cells.square() if cells is rows else cells.square_()  # a copy may be written over
+        self._sums += torch.stack([sums, squares.sum(0)])
 
     def forget(self) -> None:
         """Begin the sums anew, for all rows will be written again."""

@@ -31,36 +31,21 @@ class ScheduleTables:
 
     def levels(self, schedule: ScaleSchedule, device: torch.device) -> Tensor:
         """Row of the level embedding of each token, (L,), int64."""
-        key = (schedule, device)
-        if key not in self._levels:
-            with torch.inference_mode(False):
-                self._levels[key] = schedule.levels().to(device)
-        return self._levels[key]
+        return _kept(self._levels, (schedule, device), schedule.levels)
 
     def rotation(self, schedule: ScaleSchedule, device: torch.device) -> Tensor | None:
         """Rotary table of all L tokens, (L, P) complex64; None with other positions."""
         if self.config.position != "rope":
             return None
-        return self._kept((schedule, device), rotation_table, self.config.head_width)
+        return self._by_position((schedule, device), rotation_table, self.config.head_width)
 
     def sincos(self, schedule: ScaleSchedule, device: torch.device) -> Tensor:
         """Sines and cosines of all L tokens, (L, C)."""
-        return self._kept((schedule, device), sincos_table, self.config.width)
+        return self._by_position((schedule, device), sincos_table, self.config.width)
 
-    def _kept(self, key: Key, make: Callable[[ScaleSchedule, int, float, float], Tensor], width: int) -> Tensor:
-        if key not in self._positions:
-            with torch.inference_mode(False):  # a table first made while drawing must serve training too
-                table = make(key[0], width, self.config.rope_theta, self.config.rope_norm)
-                self._positions[key] = table.to(key[1])
-        return self._positions[key]
-
-    def _block_causal_mask(self, schedule: ScaleSchedule, device: torch.device) -> Tensor:
-        """(L, L), bool; of 1024 px 89 MB."""
-        key = (schedule, device)
-        if key not in self._masks:
-            with torch.inference_mode(False):
-                self._masks[key] = schedule.block_causal_mask().to(device)
-        return self._masks[key]
+    def _by_position(self, key: Key, table: Callable[[ScaleSchedule, int, float, float], Tensor], width: int) -> Tensor:
+        theta, norm = self.config.rope_theta, self.config.rope_norm
+        return _kept(self._positions, key, lambda: table(key[0], width, theta, norm))
 
     def training_mask(
         self, schedule: ScaleSchedule, tokens: slice | Tensor, device: torch.device, flex: bool
@@ -74,10 +59,19 @@ class ScheduleTables:
             flex: in flex attention's form, where that can run: on a GPU, with heads wide enough.
         """
         if not (flex and device.type == "cuda" and self.config.head_width >= SMALLEST_HEAD):
-            return self._block_causal_mask(schedule, device)[tokens][:, tokens]
+            whole = _kept(self._masks, (schedule, device), schedule.block_causal_mask)  # (L, L), of 1024 px 89 MB
+            return whole[tokens][:, tokens]
         if isinstance(tokens, Tensor):
             return FlexMask.of_levels(self.levels(schedule, device)[tokens])
         key = (schedule, device)
         if key not in self._flex_masks:
             self._flex_masks[key] = FlexMask.of_levels(self.levels(schedule, device)[tokens])
         return self._flex_masks[key]
+
+
+def _kept(tables: dict[Key, Tensor], key: Key, make: Callable[[], Tensor]) -> Tensor:
+    """The table of a schedule on a device, made when it is asked for first."""
+    if key not in tables:
+        with torch.inference_mode(False):  # a table first made while drawing must serve training too
+            tables[key] = make().to(key[1])
+    return tables[key]
