@@ -44,6 +44,10 @@ class _Pass:
     """None where reading the words failed: drawing will say why."""
 
 
+_Passes = queue.Queue[_Pass | BaseException | None]
+"""From the thread that selects: what ended it comes last."""
+
+
 class BatchRunner:
     """One process's part of a batch.
 
@@ -97,8 +101,11 @@ class BatchRunner:
                     raise _ListenerError(error) from error
 
         writers = Writers(self._folder, self._order, self._policy.writers)
+        passes: _Passes = queue.Queue(1)
+        selecting = threading.Thread(target=self._select, args=(passes,), name="star-select", daemon=True)
+        selecting.start()
         try:
-            for one in self._ahead():
+            for one in self._ahead(passes):
                 self._draw(list(one.todo), one.told, writers, tell)
                 _tell_all(self._order.take(), tell)
                 summary.gave_up = self._policy.gives_up(summary.new_failures)
@@ -107,8 +114,9 @@ class BatchRunner:
         except _AbandonedError:
             pass
         finally:
-            self._stopped.set()  # the thread that selects
+            self._stopped.set()
             if not isinstance(sys.exception(), KeyboardInterrupt):
+                selecting.join()  # a process that ends while a thread of it reads words with torch is aborted
                 writers.close()
                 _tell_all([*self._order.take(), *self._order.take_all()], tell)
         if writers.fatal is not None:
@@ -119,7 +127,7 @@ class BatchRunner:
 
     # -- selecting, in a thread of its own ----------------------------------------------------------------------------
 
-    def _ahead(self) -> Iterator[_Pass]:
+    def _ahead(self, passes: _Passes) -> Iterator[_Pass]:
         """The passes; the next one is claimed and its words are read while this one is drawn.
 
         An empty pass comes when there is none for a while, so that what is written meanwhile is told.
@@ -127,8 +135,6 @@ class BatchRunner:
         Raises:
             Exception: whatever ended the selection.
         """
-        passes: queue.Queue[_Pass | BaseException | None] = queue.Queue(1)
-        threading.Thread(target=self._select, args=(passes,), name="star-select", daemon=True).start()
         while not self._stopped.is_set():
             try:
                 one = passes.get(timeout=_PATIENCE_S)
@@ -140,7 +146,7 @@ class BatchRunner:
                 raise one
             yield one
 
-    def _select(self, passes: queue.Queue[_Pass | BaseException | None]) -> None:
+    def _select(self, passes: _Passes) -> None:
         try:
             args = (self._plan, self._folder, self._policy, self._order, self._size_of, self._stopped)
             for todo in Selection(*args).passes():
@@ -149,7 +155,7 @@ class BatchRunner:
         except BaseException as error:
             self._hand_over(passes, error)
 
-    def _hand_over(self, passes: queue.Queue[_Pass | BaseException | None], one: _Pass | BaseException | None) -> None:
+    def _hand_over(self, passes: _Passes, one: _Pass | BaseException | None) -> None:
         """Put it into the queue; into the void when nobody draws any more."""
         while not self._stopped.is_set():
             with contextlib.suppress(queue.Full):

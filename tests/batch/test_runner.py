@@ -8,6 +8,7 @@ import os
 import random
 import shutil
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -350,6 +351,35 @@ def test_stop_finishes_what_is_in_work(tmp_path: Path, plan_of: PlanOf, tiny_pip
     assert summary.is_stopped
     assert 3 <= summary.done == len(done) == len(images_in(tmp_path)) == len(journal_lines(tmp_path)) < 30
     assert leftovers(tmp_path) == []
+
+
+def test_words_that_are_being_read_are_waited_for(
+    tmp_path: Path, plan_of: PlanOf, tiny_pipeline: StarPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process that ends while a thread of it is in the text encoder is aborted: 134 in place of 130."""
+    read = tiny_pipeline.tell
+    passes: list[Sequence[ImageJob]] = []
+    begun, ended = threading.Event(), threading.Event()
+
+    def read_slowly(jobs: Sequence[ImageJob]) -> Any:
+        passes.append(jobs)
+        if len(passes) == 1:
+            return read(jobs)
+        begun.set()  # the second pass, while the first is drawn
+        time.sleep(0.5)
+        ended.set()
+        return read(jobs)
+
+    monkeypatch.setattr(tiny_pipeline, "tell", read_slowly)
+    with BatchFolder(tmp_path / "out") as folder:
+        runner = BatchRunner(tiny_pipeline, plan_of("cat\ndog\n"), folder, Policy(batch_size=1))
+
+        def on_event(event: Event) -> None:
+            begun.wait()
+            runner.stop()
+
+        assert runner.run(on_event).is_stopped
+        assert ended.is_set()
 
 
 def test_a_pass_that_takes_too_long_is_given_up(
