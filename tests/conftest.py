@@ -30,6 +30,7 @@ from star_cli.models.text_open_clip import save_open_clip_text  # noqa: E402
 from star_cli.models.transformer import StarTransformer  # noqa: E402
 from star_cli.models.vqvae import MultiScaleVQVAE  # noqa: E402
 from star_cli.pipeline import StarPipeline  # noqa: E402
+from tests.reference.summary import pytest_terminal_summary  # noqa: E402, F401
 
 # The same examples on every machine, however slow it is, and no file of those that failed.
 settings.register_profile("tests", deadline=None, derandomize=True, database=None)

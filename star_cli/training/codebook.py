@@ -6,6 +6,7 @@ Letters: B images, Z code width, V codes, h w latent, l tokens of one scale, L o
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -13,11 +14,14 @@ from torch import Tensor, nn
 
 from star_cli.models.quantizer import MultiScaleQuantizer
 from star_cli.models.schedule import ScaleSchedule
+from star_cli.models.vqvae import MultiScaleVQVAE
 from star_cli.training.ranks import gather_rows, max_over_ranks, of_first_rank, sum_over_ranks, world
 from star_cli.training.vqvae_config import VQVAEStageConfig
 
 MOST_VECTORS = 256
 """Vectors for each code that k-means looks at; more than that tell nothing new."""
+_AWAY = 4
+"""How far codes are parked, in lengths of the longest."""
 
 
 @torch.no_grad()
@@ -59,9 +63,30 @@ def quieten(quantizer: MultiScaleQuantizer, shortest: Tensor) -> None:
     """The shortest code becomes zero; every other one below `shortest` goes so far away that nothing chooses it."""
     codes = quantizer.codebook.weight
     lengths = codes.norm(dim=1)
-    away = codes / lengths.clamp(min=1e-6)[:, None] * 4 * lengths.max()
+    away = codes / lengths.clamp(min=1e-6)[:, None] * _AWAY * lengths.max()
     codes.copy_(torch.where((lengths < shortest)[:, None], away, codes))
     codes[lengths.argmin()] = 0
+
+
+def parked_codes(codes: Tensor) -> Tensor:
+    """Which codes (V, Z) `quieten` has sent away, (V,): all of one length, and no other is nearly as long."""
+    lengths = codes.norm(dim=1)
+    away = lengths > 0.99 * lengths.max()
+    others = lengths[~away]
+    is_quiet = others.numel() > 0 and bool(others.max() * 0.8 * _AWAY < lengths.max())
+    return away if is_quiet else torch.zeros_like(away)
+
+
+@torch.no_grad()
+def without_parked_codes(vqvae: MultiScaleVQVAE) -> MultiScaleVQVAE:
+    """The same, with a codebook of those codes alone that something may choose; itself where none is parked."""
+    codes = vqvae.quantizer.codebook.weight
+    kept = ~parked_codes(codes)
+    if kept.all():
+        return vqvae
+    smaller = MultiScaleVQVAE(replace(vqvae.config, codebook_size=int(kept.sum()))).to(codes.device)
+    smaller.load_state_dict({**vqvae.state_dict(), "quantizer.codebook.weight": codes[kept]})
+    return smaller.eval().requires_grad_(False)
 
 
 class CodebookAverage(nn.Module):

@@ -21,6 +21,7 @@ from star_cli.models.vqvae import MultiScaleVQVAE
 from star_cli.training.checkpoint import OnNote, refuse_a_run
 from star_cli.training.clip import save_text_encoder
 from star_cli.training.clip_stage import ClipStage
+from star_cli.training.codebook import without_parked_codes
 from star_cli.training.config import LoopConfig, read_toml
 from star_cli.training.distributed import is_main, join, main_first
 from star_cli.training.initialise import take_over
@@ -178,7 +179,7 @@ class Maker:
         if part.start_from and not self._is_finished("vqvae"):
             take_over(stage.vqvae, find_model(part.start_from).load_vqvae(dtype=torch.float32))
         self._learn(stage, part.loop)
-        return stage.vqvae
+        return without_parked_codes(stage.vqvae) if stage.is_quietened else stage.vqvae
 
     def _transformer(self, name: str) -> StarTransformer:
         """The transformer as stage "star", "finetune" or "stable" leaves it."""

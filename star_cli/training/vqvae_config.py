@@ -84,7 +84,8 @@ class VQVAEStageConfig(Config):
     usage_window: int = 100
     """Steps over which the figures say which codes were used."""
     quiet_share: float = 0.2
-    """Share of the steps, the last ones, in which the decoder alone learns, from a codebook without short codes."""
+    """Share of the steps, the last ones, in which the decoder alone learns, from a codebook without short codes, which
+    the finished VQVAE has no more."""
     quiet_length: float = 0.6
     """Codes shorter than this share of the latents' rms length are short."""
 

@@ -1,36 +1,18 @@
-"""At the end of a run: how far each case was from the published numbers."""
+"""Each test of golden tensors reports how far it was from them."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from copy import deepcopy
+
 import pytest
 
-from tests.reference.golden import TOLERANCES, Kind, deviations
+from tests.reference.golden import deviations
+from tests.reference.summary import PROPERTY
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    if not deviations:
-        return
-    kinds = [kind for kind in TOLERANCES if any(kind in of_case for of_case in deviations.values())]
-    widths = [max(len(kind), len("0.0e-00")) + 2 for kind in kinds]
-    first = max(len(name) for name in deviations)
-
-    def row(name: str, cells: list[str]) -> str:
-        return f"{name:{first}}" + "".join(f"{cell:>{width}}" for cell, width in zip(cells, widths, strict=True))
-
-    terminalreporter.section("largest deviation from the published models")
-    terminalreporter.write_line(row("", list(kinds)))
-    terminalreporter.write_line(row("tolerance", [_tolerance(*TOLERANCES[kind]) for kind in kinds]))
-    for name, of_case in sorted(deviations.items()):
-        terminalreporter.write_line(row(name, [_deviation(kind, of_case.get(kind)) for kind in kinds]))
-    if any(TOLERANCES[kind][1] for kind in kinds):
-        terminalreporter.write_line("* and, relative to the published value, 1e-04")
-
-
-def _tolerance(absolute: float, relative: float) -> str:
-    return "equal" if not absolute else f"{absolute:.0e}{'*' if relative else ''}"
-
-
-def _deviation(kind: Kind, deviation: float | None) -> str:
-    if deviation is None:
-        return "."
-    return "equal" if not any(TOLERANCES[kind]) else f"{deviation:.1e}" if deviation else "0"
+@pytest.fixture(autouse=True)
+def _reported(record_property: Callable[[str, object], None]) -> Iterator[None]:
+    deviations.clear()
+    yield
+    record_property(PROPERTY, deepcopy(deviations))

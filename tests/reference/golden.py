@@ -67,7 +67,7 @@ TOLERANCES: dict[Kind, tuple[float, float]] = {  # absolute and relative, from t
 }
 
 deviations: dict[str, dict[Kind, float]] = {}
-"""Largest absolute deviation of each case and kind of quantity; `conftest.py` prints it at the end of the run."""
+"""Largest absolute deviation of each case and kind of quantity in the test that runs; `summary.py` prints all."""
 
 
 @dataclass

@@ -41,6 +41,7 @@ def test_one_command_makes_a_model_that_draws(tmp_path: Path) -> None:
     folder = read_model_folder(out)
     assert folder.name == "tiny-shapes"
     assert folder.schedules == read_recipe(TINY).schedules
+    assert folder.transformer.codebook_size == folder.vqvae.codebook_size < 32  # without codes that nothing chooses
     assert set(folder.provenance["seconds"]) == {"clip", "vqvae", "star", "finetune"}
     pipe = StarPipeline.from_pretrained(str(out))
     small, large = pipe("a red circle", res=32)[0], pipe("a red circle", res=64)[0]
@@ -283,13 +284,13 @@ def test_a_stable_head_is_one_more_stage(tmp_path: Path) -> None:
 
 def test_stages_behind_a_run_stay_as_they_were_trained(tmp_path: Path) -> None:
     alone = ["--recipe", str(TINY), "--threads", "1", "--run", str(tmp_path / "run")]
-    narrower = ["--set", "clip.stage.text_width=64", "--set", "vqvae.model.codebook_size=24"]
+    narrower = ["--set", "clip.stage.text_width=64", "--set", "vqvae.model.code_dim=6"]
     for stage, change in (("vqvae", narrower[2:]), ("clip", narrower[:2])):
         assert CliRunner().invoke(app, ["train", stage, *alone, *change]).exit_code == 0
     result = CliRunner().invoke(app, ["train", "star", *alone, "--out", str(tmp_path / "model")])
     assert result.exit_code == 0, result.stderr
     made = read_model_folder(tmp_path / "model")
-    assert (made.transformer.text_width, made.transformer.codebook_size) == (64, 24)
+    assert (made.transformer.text_width, made.transformer.code_dim) == (64, 6)
     changed = CliRunner().invoke(
         app, ["train", "star", *alone, "--set", "star.model.depth=3", "--set", "star.loop.steps=9"]
     )

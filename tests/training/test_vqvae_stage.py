@@ -18,7 +18,9 @@ from star_cli.training.codebook import (
     CodebookUsage,
     k_means,
     multi_scale_residuals,
+    parked_codes,
     quieten,
+    without_parked_codes,
 )
 from star_cli.training.config import LoopConfig
 from star_cli.training.loop import Progress, train_stage
@@ -147,6 +149,24 @@ def test_quiet_codebook_says_nothing_of_small_residuals() -> None:
     small, loud = 0.1 * torch.randn(50, 8, generator=generator), before[20:]
     assert set(quantizer.nearest(small).tolist()) == {silent}
     assert quantizer.nearest(loud).tolist() == list(range(20, 32))  # the others are as they were
+
+
+def test_codes_that_nothing_chooses_are_left_out() -> None:
+    torch.manual_seed(0)
+    vqvae = VQVAEStage(MODEL, CONFIG, SCHEDULES, 10, 0).vqvae.eval()
+    codes = vqvae.quantizer.codebook.weight
+    with torch.no_grad():
+        codes.normal_()
+        codes[5:20] *= 0.05
+    assert without_parked_codes(vqvae) is vqvae
+    quieten(vqvae.quantizer, torch.tensor(0.5))
+    assert parked_codes(codes).sum() == 14  # all short ones but the shortest, which is zero
+    smaller = without_parked_codes(vqvae)
+    assert (smaller.config.codebook_size, vqvae.config.codebook_size) == (18, 32)
+    images = torch.rand(2, 3, 32, 32)
+    places = (~parked_codes(codes)).nonzero().flatten()
+    for before, tokens in zip(*(each.tokenize(images, SCHEDULES[32]) for each in (vqvae, smaller)), strict=True):
+        assert torch.equal(places[tokens], before)
 
 
 def test_codebook_stands_still_in_the_quiet_part() -> None:
