@@ -219,9 +219,10 @@ def check_folder(folder: Path, hint: str = "give another name") -> None:
         OutputPathError: it is a file or a link that leads nowhere, its parent is not there, or its name cannot be used.
     """
     try:
-        if folder.is_dir():
+        mode = folder.lstat().st_mode  # one look: between two, another process may make it
+        is_link = stat.S_ISLNK(mode)
+        if stat.S_ISDIR(mode) or (is_link and folder.is_dir()):
             return
-        is_link = stat.S_ISLNK(folder.lstat().st_mode)
     except (FileNotFoundError, NotADirectoryError):
         if not folder.parent.is_dir():
             raise OutputPathError(f"{folder}: there is no folder {folder.parent}", "make the folder first") from None

@@ -206,6 +206,18 @@ def test_a_name_that_no_folder_can_have_is_refused(tmp_path: Path, name: str, wo
         check_folder(good)
 
 
+def test_a_folder_that_another_process_makes_meanwhile_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, is_dir = tmp_path / "out", Path.is_dir
+
+    def look_and_make(path: Path) -> bool:
+        was_there = is_dir(path)
+        folder.mkdir(exist_ok=True)
+        return was_there
+
+    monkeypatch.setattr(Path, "is_dir", look_and_make)
+    check_folder(folder)
+
+
 @pytest.mark.parametrize("overwrite", [False, True])
 @pytest.mark.parametrize("step", ["fsync", "link", "replace"])
 @pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()])
