@@ -93,11 +93,11 @@ class TrainingRun(RunState):
         for batch, rows in self._batches():
             with meter.working():
                 metrics = self._guarded_step(batch, rows, stop)
-            self.step += 1
+            step, self.step = self.step, self.step + 1
             if config.evaluate_every and self.step % config.evaluate_every == 0:
                 metrics |= self.evaluate()
-            tokens = self.stage.tokens(batch) * rows / count_rows(batch)
-            meter.step(rows, tokens, self.stage.flops(batch))
+            tokens = self.stage.tokens(batch, step) * rows / count_rows(batch)
+            meter.step(rows, tokens, self.stage.flops(batch, step))
             self.seconds = seconds_before + meter.seconds
             self.since_save.add(metrics)
             since_log.add(metrics)

@@ -267,6 +267,7 @@ class Maker:
             recipe.seed,
             recipe.sampling,
             self._sources.held_out(part.held_out, part.source, part.held_out_count),
+            part.loop.steps,
         )
 
     @property

@@ -146,7 +146,7 @@ class StableStage(Stage):
         """The head's blocks."""
         return list(self.head.blocks)
 
-    def tokens(self, batch: StarBatch) -> int:
+    def tokens(self, batch: StarBatch, step: int) -> int:
         """Tokens of the refined scales, visible ones too."""
         offsets = self.schedules[batch.resolution].offsets
         return len(batch) * (offsets[batch.scales] - offsets[self.transformer.config.stable_from])

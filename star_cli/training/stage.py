@@ -147,12 +147,12 @@ class Stage(nn.Module, ABC):
         # the loop takes means over processes, and each knows those of its own rows
         return {"unreadable": float(len(self.unreadable) * (world() if self.shards else 1))}
 
-    def tokens(self, batch: Any) -> int:
-        """Tokens that the loss of a batch counts; 0 where it counts none."""
+    def tokens(self, batch: Any, step: int) -> int:
+        """Tokens that the loss of a batch counts in a step; 0 where it counts none."""
         return 0
 
-    def flops(self, batch: Any) -> float | None:
-        """Floating-point operations that forward and backward of a batch ask for; None where that is not known."""
+    def flops(self, batch: Any, step: int) -> float | None:
+        """Floating-point operations that a step asks for, forward and backward; None where that is not known."""
         return None
 
     def settings(self) -> dict[str, Any]:

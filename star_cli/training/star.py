@@ -74,6 +74,9 @@ class StarStageConfig(Config):
     keep_tokens: int = 0
     """Tokens that take part where a schedule has more: the others are left out of the last scale at random, anew in
     each step (STAR at 1024 px: 8,800 of 9,451); 0: all take part."""
+    whole_share: float = 0.0
+    """Share of the steps, the last ones, in which all tokens take part whatever `keep_tokens` says: in drawing they do,
+    and a token that has met a part of its scale alone is misled by the crowd."""
     flex_attention: bool = True
     """On a GPU, attend with kernels that skip what the block-causal mask hides."""
     preview_prompts: tuple[str, ...] = ()
@@ -81,7 +84,7 @@ class StarStageConfig(Config):
 
     def __post_init__(self) -> None:
         self._check_choices()
-        for name in ("drop_text", "label_smoothing", "token_noise", "own_draws", "drop_path"):
+        for name in ("drop_text", "label_smoothing", "token_noise", "own_draws", "drop_path", "whole_share"):
             if not 0 <= getattr(self, name) <= 1:
                 raise OptionError(f"{name} must be from 0 to 1, not {getattr(self, name)}")
         if self.token_noise and self.own_draws:
@@ -112,7 +115,7 @@ def own_draws_need_pictures() -> OptionError:
 
 
 def _asked_plainly(config: StarStageConfig) -> StarStageConfig:
-    return replace(config, token_noise=0, own_draws=0, keep_tokens=0, label_smoothing=0)
+    return replace(config, token_noise=0, own_draws=0, label_smoothing=0)
 
 
 class StarStage(Stage):
@@ -133,7 +136,25 @@ class StarStage(Stage):
         seed: int = 0,
         sampling: SamplingOptions | None = None,
         held_out: CaptionedImages | None = None,
+        steps: int | None = None,
     ):
+        """Put the stage together.
+
+        Args:
+            model: the transformer to train.
+            config: what from and by what.
+            schedules: scale schedule of each resolution.
+            vqvae: makes tokens; frozen.
+            text_encoder: reads captions; frozen.
+            source: of the batches.
+            name: "star" or "finetune".
+            seed: decides all that is drawn by chance.
+            sampling: how pictures are drawn.
+            held_out: what it is judged by; None: it is not.
+            steps: of the whole run, for `whole_share`; None: it has no end.
+        Raises:
+            OptionError: settings that do not fit each other, the schedules or the source.
+        """
         super().__init__()
         self.name = name
         self.config = config
@@ -144,6 +165,7 @@ class StarStage(Stage):
         self.held_out = held_out
         self.seed = seed
         self.drop_path = config.drop_path * model.depth / 24
+        self.whole_step = None if steps is None else steps - round(config.whole_share * steps)
         self._check_fit()
         self.transformer = StarTransformer(model)
         initialise(self.transformer)
@@ -182,7 +204,7 @@ class StarStage(Stage):
                     seen = chance.noisy_tokens(tokens, rows, config.token_noise, codes)
                 maps = [seen[:, whole.slice(scale)] for scale in range(batch.scales)]
                 teacher_input = vqvae.quantizer.teacher_input(maps, whole)
-        keep = chance.kept_tokens(schedule, config.keep_tokens)
+        keep = chance.kept_tokens(schedule, self._kept(step) if self.training else 0)
         branches = None
         if self.training and self.drop_path:
             depth = self.transformer.config.depth
@@ -210,6 +232,10 @@ class StarStage(Stage):
             precision,
         )
 
+    def _kept(self, step: int) -> int:
+        """As many tokens take part in a step; 0: all."""
+        return 0 if self.whole_step is not None and step >= self.whole_step else self.config.keep_tokens
+
     @property
     def _device(self) -> torch.device:
         return self.transformer.start_position.device
@@ -230,16 +256,16 @@ class StarStage(Stage):
         """Positions, levels, and the offsets of shared modulations, as in VAR's training."""
         return places_and_offsets(self.transformer)
 
-    def tokens(self, batch: StarBatch) -> int:
+    def tokens(self, batch: StarBatch, step: int) -> int:
         """Tokens that the loss of a batch counts."""
         length = self.schedules[batch.resolution].offsets[batch.scales]
-        return len(batch) * min(length, self.config.keep_tokens or length)
+        return len(batch) * min(length, self._kept(step) or length)
 
-    def flops(self, batch: StarBatch) -> float:
+    def flops(self, batch: StarBatch, step: int) -> float:
         """Floating-point operations that forward and backward of the transformer ask for."""
         _, text_encoder = self._frozen
         schedule = self.schedules[batch.resolution].prefix(batch.scales)
-        kept = self.config.keep_tokens or None
+        kept = self._kept(step) or None
         return training_flops(self.transformer.config, schedule, len(batch), text_encoder.max_tokens, kept).total
 
     def settings(self) -> dict[str, Any]:

@@ -102,7 +102,7 @@ def test_codes_of_hidden_tokens_are_not_seen(tiny_pipeline: StarPipeline) -> Non
     assert shown.any()
     assert not shown.all()
     assert set(metrics) == {"per token", "side 2", "loss side 2", "side 4", "loss side 4"}
-    assert stage.tokens(batch) == 3 * 20
+    assert stage.tokens(batch, 0) == 3 * 20
 
 
 def test_a_head_is_added_without_touching_the_model() -> None:

@@ -23,11 +23,14 @@ CHANCE: dict[str, dict[str, Any]] = {
 DEEP = replace(MODEL, depth=12)
 
 
-def make_stage(pipeline: StarPipeline, seed: int = 0, model: TransformerConfig = MODEL, **options: Any) -> StarStage:
+def make_stage(
+    pipeline: StarPipeline, seed: int = 0, model: TransformerConfig = MODEL, steps: int | None = None, **options: Any
+) -> StarStage:
     torch.manual_seed(0)
     config = StarStageConfig(scenes=9, **{"scale_weight": "token", **options})
     schedules = {32: SCHEDULES[32]}
-    stage = StarStage(model, config, schedules, pipeline.vqvae, pipeline.text_encoder, make_source(), seed=seed)
+    parts = pipeline.vqvae, pipeline.text_encoder, make_source()
+    stage = StarStage(model, config, schedules, *parts, seed=seed, steps=steps)
     torch.nn.init.normal_(stage.transformer.head.weight)
     return stage
 
@@ -100,8 +103,17 @@ def test_figures_of_a_step_are_for_every_scale(tiny_pipeline: StarPipeline) -> N
 def test_tokens_and_operations_of_a_step_count_what_takes_part(tiny_pipeline: StarPipeline) -> None:
     plain, dropped = make_stage(tiny_pipeline), make_stage(tiny_pipeline, keep_tokens=12)
     batch = whole_batch()
-    assert (plain.tokens(batch), dropped.tokens(batch)) == (63, 36)
-    assert plain.flops(batch) > dropped.flops(batch) > 0
+    assert (plain.tokens(batch, 0), dropped.tokens(batch, 0)) == (63, 36)
+    assert plain.flops(batch, 0) > dropped.flops(batch, 0) > 0
+
+
+def test_in_the_last_steps_all_tokens_take_part(tiny_pipeline: StarPipeline) -> None:
+    batch, plain = whole_batch(), make_stage(tiny_pipeline)
+    stage = make_stage(tiny_pipeline, steps=10, keep_tokens=12, whole_share=0.3)
+    assert [stage.tokens(batch, step) for step in (0, 6, 7, 9)] == [36, 36, 63, 63]
+    assert stage.flops(batch, 6) < stage.flops(batch, 7) == plain.flops(batch, 7)
+    assert stage.loss(batch, 6)[0].item() != plain.loss(batch, 6)[0].item()
+    assert stage.loss(batch, 7)[0].item() == plain.loss(batch, 7)[0].item()
 
 
 def test_a_stable_head_is_left_to_its_own_stage(tiny_pipeline: StarPipeline) -> None:
@@ -117,6 +129,7 @@ def test_a_stable_head_is_left_to_its_own_stage(tiny_pipeline: StarPipeline) -> 
     [
         ({"token_noise": 1.5}, "token_noise must be from 0 to 1, not 1.5"),
         ({"label_smoothing": -0.1}, "label_smoothing must be from 0 to 1, not -0.1"),
+        ({"whole_share": 1.5}, "whole_share must be from 0 to 1, not 1.5"),
         ({"keep_tokens": -1}, "keep_tokens must be at least 0, not -1"),
         ({"scale_weight": "area"}, "scale_weight must be one of token, side, not area"),
         ({"keep_tokens": 5}, "keep_tokens 5 leaves none of the last scale at 32 px"),

@@ -116,7 +116,7 @@ class Painter(Stage):
         logits = self.transformer(self.transformer.prompt(batch.condition), batch.teacher_input, SCHEDULE)
         path.write_text(f"{logits.flatten()[0].item():.6f}", encoding="utf-8")
 
-    def tokens(self, batch: PictureBatch) -> int:
+    def tokens(self, batch: PictureBatch, step: int) -> int:
         return batch.tokens.numel()
 
     def loss(self, batch: PictureBatch, step: int) -> tuple[Tensor, dict[str, Any]]:
