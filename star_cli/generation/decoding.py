@@ -15,8 +15,9 @@ from torch import Tensor
 from star_cli.models.float32 import exact_float32
 from star_cli.models.int8_convolution import Int8Convolution, has_int8_convolutions
 from star_cli.models.schedule import ScaleSchedule
-from star_cli.models.strips import StripDecoder, in_floats
+from star_cli.models.strips import StripDecoder
 from star_cli.models.vqvae import MultiScaleVQVAE
+from star_cli.models.winograd import fewest_multiplications
 
 
 class TokenDecoder:
@@ -48,4 +49,4 @@ class TokenDecoder:
     @cached_property
     def _in_strips(self) -> StripDecoder:
         in_int8 = self.is_rounded and has_int8_convolutions()
-        return StripDecoder(self.vqvae, convolution=Int8Convolution if in_int8 else in_floats)
+        return StripDecoder(self.vqvae, convolution=Int8Convolution if in_int8 else fewest_multiplications)

@@ -1,0 +1,124 @@
+"""Convolutions with fewer multiplications give what torch's convolutions give, up to rounding, whatever the shape."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from star_cli.generation.decoding import TokenDecoder
+from star_cli.images import to_uint8
+from star_cli.models import winograd
+from star_cli.models.strips import StripDecoder
+from star_cli.models.winograd import WinogradConvolution, fewest_multiplications, tables
+from tests.models.builders import laws, seeds, tiny_vqvae
+from tests.models.test_strips import f_hat_of
+
+needs_mkl = pytest.mark.skipif(not torch.backends.mkl.is_available(), reason="this torch has no MKL")
+
+
+def numbers(*shape: int, seed: int = 0) -> Tensor:
+    made = torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+    return made.contiguous(memory_format=torch.channels_last) if len(shape) == 4 else made
+
+
+@pytest.mark.parametrize("side", [2, 3])
+def test_tables_convolve_a_row(side: int) -> None:
+    into, of_weight, back = tables(side)
+    assert (into.shape, of_weight.shape, back.shape) == ((side + 3, side + 3), (side + 3, side), (4, side + 3))
+    row, weight = numbers(side + 3).double(), numbers(side, seed=1).double()
+    expected = torch.stack([(row[first : first + side] * weight).sum() for first in range(4)])
+    torch.testing.assert_close(back @ ((into @ row) * (of_weight @ weight)), expected)
+
+
+@laws
+@given(
+    st.integers(1, 9),
+    st.integers(1, 9),
+    st.sampled_from([2, 3]),
+    st.integers(3, 13),
+    st.integers(3, 13),
+    st.sampled_from([(0, 1), (1, 1), (0, 0), (2, 1)]),
+    seeds,
+)
+def test_it_is_the_convolution(
+    channels: int, outputs: int, side: int, height: int, width: int, padding: tuple[int, int], seed: int
+) -> None:
+    x, weight = numbers(1, channels, height, width, seed=seed), numbers(outputs, channels, side, side, seed=seed + 1)
+    bias = numbers(outputs, seed=seed + 2)
+    expected = F.conv2d(x.double(), weight.double(), bias.double(), padding=padding)
+    found = WinogradConvolution(weight, bias)(x, padding)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found.double(), expected, rtol=0, atol=1e-4)
+
+
+def test_rounding_is_a_few_times_that_of_the_plain_convolution() -> None:
+    x, weight, bias = numbers(1, 160, 18, 40), numbers(160, 160, 3, 3, seed=1), numbers(160, seed=2)
+    exact = F.conv2d(x.double(), weight.double(), bias.double(), padding=1)
+    plain, ours = F.conv2d(x, weight, bias, padding=1), WinogradConvolution(weight, bias)(x, (1, 1))
+    assert (ours - exact).norm() < 4 * (plain - exact).norm()
+
+
+@pytest.mark.parametrize("worked_bytes", [1, 20_000, 2**30])
+def test_rows_worked_on_at_a_time_change_nothing_but_rounding(
+    monkeypatch: pytest.MonkeyPatch, worked_bytes: int
+) -> None:
+    x, weight, bias = numbers(1, 8, 30, 21), numbers(12, 8, 3, 3, seed=1), numbers(12, seed=2)
+    monkeypatch.setattr(winograd, "_WORKED_BYTES", worked_bytes)
+    found = WinogradConvolution(weight, bias)(x, (0, 1))
+    torch.testing.assert_close(found, F.conv2d(x, weight, bias, padding=(0, 1)), rtol=0, atol=1e-4)
+
+
+def test_what_lies_beyond_a_tile_does_not_leak() -> None:
+    """Tiles at the edge read memory that nobody wrote: numbers there must stay where they are."""
+    weight, bias = numbers(4, 3, 3, 3), numbers(4)
+    layer, x = WinogradConvolution(weight, bias), numbers(1, 3, 5, 6)
+    held = [torch.full((2000,), torch.nan) for _ in range(50)]  # freed next: what is taken then may be of these
+    del held
+    assert layer(x, (1, 1)).isfinite().all()
+
+
+def test_neither_weight_nor_input_is_changed_and_bits_repeat() -> None:
+    x, weight, bias = numbers(1, 8, 9, 9), numbers(8, 8, 3, 3, seed=1), numbers(8, seed=2)
+    before = [each.clone() for each in (x, weight, bias)]
+    layer = WinogradConvolution(weight, bias)
+    assert torch.equal(layer(x, (1, 1)), layer(x, (1, 1)))
+    assert all(torch.equal(now, then) for now, then in zip((x, weight, bias), before, strict=True))
+
+
+@needs_mkl
+@pytest.mark.parametrize(
+    ("shape", "dtype", "is_taken"),
+    [
+        ((160, 160, 3, 3), torch.float32, True),
+        ((640, 160, 2, 2), torch.float32, True),
+        ((96, 160, 3, 3), torch.float32, False),
+        ((160, 96, 3, 3), torch.float32, False),
+        ((640, 640, 3, 3), torch.float32, False),
+        ((160, 160, 3, 3), torch.bfloat16, False),
+    ],
+)
+def test_taken_by_shape_and_dtype(shape: tuple[int, ...], dtype: torch.dtype, is_taken: bool) -> None:
+    convolution = fewest_multiplications(torch.zeros(shape, dtype=dtype), torch.zeros(shape[0], dtype=dtype))
+    assert isinstance(convolution, WinogradConvolution) == is_taken
+
+
+@pytest.mark.parametrize("strip_bytes", [20_000, 2**20])
+def test_decoded_picture_is_the_same_but_for_rounding(strip_bytes: int) -> None:
+    model, f_hat = tiny_vqvae(channels=16, multipliers=(1, 2, 2)), f_hat_of(8)
+    exact = StripDecoder(model, strip_bytes)(f_hat)
+    ours = StripDecoder(model, strip_bytes, convolution=WinogradConvolution)(f_hat)
+    torch.testing.assert_close(ours, exact, rtol=0, atol=5e-5)
+    assert (to_uint8(ours[0]).int() - to_uint8(exact[0]).int()).abs().max() <= 1
+
+
+@needs_mkl
+def test_drawing_takes_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(winograd, "NARROWEST", 16)
+    model, f_hat = tiny_vqvae(channels=16, multipliers=(1, 2)), f_hat_of(8)
+    taken = TokenDecoder(model).pixels(f_hat)
+    assert torch.equal(taken, StripDecoder(model, convolution=fewest_multiplications)(f_hat)[0])
+    assert not torch.equal(taken, StripDecoder(model)(f_hat)[0])
