@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
-from star_cli.models.linear import linear, plain_linear
+from star_cli.models.linear import FEW_ROWS, linear, plain_linear
 from tests.models.builders import laws
 
 HAS_ONEDNN = torch.backends.mkldnn.is_available()
@@ -55,6 +55,40 @@ def test_where_onednn_is_asked() -> None:
             assert name not in operators(x, weight)
         assert name not in operators(x.double(), weight.double())
     assert name not in operators(x, weight)  # it has no backward
+
+
+@pytest.mark.skipif(not HAS_ONEDNN, reason="this torch has no oneDNN")
+@pytest.mark.parametrize(
+    ("capability", "rows", "is_asked"),
+    [("AVX512", FEW_ROWS + 1, True), ("AVX2", FEW_ROWS, True), ("AVX2", FEW_ROWS + 1, False)],
+)
+def test_onednn_is_asked_by_rows_without_avx512(
+    monkeypatch: pytest.MonkeyPatch, capability: str, rows: int, is_asked: bool
+) -> None:
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    x, weight, bias = layer((rows, 24), 8)
+    with torch.no_grad():
+        assert ("mkldnn::_linear_pointwise" in operators(x, weight)) == is_asked
+        found = linear(x, weight, bias, gelu=True)
+    torch.testing.assert_close(found, F.gelu(F.linear(x, weight, bias), approximate="tanh"), rtol=1e-5, atol=1e-5)
+
+
+def test_gelu_in_place_is_as_exact_as_torch_s() -> None:
+    x = torch.cat([torch.linspace(-30, 30, 200_001), torch.tensor([0.0, -0.0, 1e-20, 1e20, -1e20])])
+    exact = F.gelu(x.double(), approximate="tanh")
+    with torch.no_grad():
+        found = linear(x[:, None], torch.eye(1), gelu=True)[:, 0]
+    error, usual = (found - exact).abs(), (F.gelu(x, approximate="tanh") - exact).abs()
+    assert error.max() <= 2 * usual.max()
+    assert found.isfinite().all()
+
+
+def test_what_goes_in_stays_as_it_is() -> None:
+    x, weight, bias = layer((300, 24), 24)
+    before = [each.clone() for each in (x, weight, bias)]
+    with torch.no_grad():
+        linear(x, weight, bias, gelu=True)
+    assert all(torch.equal(now, then) for now, then in zip((x, weight, bias), before, strict=True))
 
 
 def test_gradients_pass() -> None:
