@@ -20,6 +20,7 @@ from torch import Tensor
 from star_cli import __version__
 from star_cli.models.drawing_cost import Cost, Unit
 from star_cli.models.int8_convolution import Int8Convolution, has_int8_convolutions, round_map
+from star_cli.models.int8_products import NARROW, has_int8_products, int8_product
 from star_cli.models.linear import linear
 
 FLAGS = ("avx2", "avx512f", "avx512_bf16", "avx512_fp16", "avx512_vnni", "amx_tile", "amx_bf16", "amx_int8", "neon")
@@ -141,9 +142,16 @@ def _product_rate(device: torch.device, dtype: torch.dtype, size: tuple[int, int
 def _int8_rate(device: torch.device, size: tuple[int, int, int], repeats: int) -> float | None:
     """None where torch has no such product for this device."""
     m, k, n = size
-    rows, weight = (_random(*shape, device=device).mul(50).to(torch.int8) for shape in ((m, k), (n, k)))
+    rows, weight = (_random(*shape, device=device) for shape in ((m, k), (n, k)))
+    if device.type == "cpu":
+        if not has_int8_products():
+            return None
+        product = int8_product(weight)
+        whole = rows.mul(10).clamp_(-NARROW, NARROW).to(product.takes)
+        return 2 * m * k * n / _best_seconds(lambda: product.multiply(whole), device, repeats) / GIGA
+    whole, weights = (each.mul(20).to(torch.int8) for each in (rows, weight))
     try:
-        return 2 * m * k * n / _best_seconds(lambda: torch._int_mm(rows, weight.T), device, repeats) / GIGA
+        return 2 * m * k * n / _best_seconds(lambda: torch._int_mm(whole, weights.T), device, repeats) / GIGA
     except (RuntimeError, AttributeError):  # not offered, or a size that it does not take
         return None
 

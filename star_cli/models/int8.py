@@ -1,8 +1,9 @@
 """Products of the blocks in int8, on a CPU: a scale for each token and each output, exact sums, floats around them.
 
 Weights are rounded once, to the nearest of 255 steps of each output's largest; activations as they come, each token by
-its own largest. A product therefore does not depend on the rows beside it. A picture still may: attention and norms
-round in their last bits by the size of a batch, and such a bit can tip a rounding to int8.
+its own largest (how finely: `int8_products.py`). A product therefore does not depend on the rows beside it. A picture
+still may: attention and norms round in their last bits by the size of a batch, and such a bit can tip a rounding to
+int8.
 
 Letters: l rows (tokens of all images), I numbers in, O numbers out.
 """
@@ -17,38 +18,34 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from star_cli.errors import OptionError
+from star_cli.models.int8_products import Int8Product, has_int8_products, int8_product
 from star_cli.models.transformer import StarTransformer
 
-LARGEST = 127
 _LAYERS = (
     *("self_attention.qkv", "self_attention.out", "cross_attention.q", "cross_attention.out"),
     *("feed_forward.enter", "feed_forward.leave"),
 )
 """What every token passes through. What is computed once a prompt (text keys and values, modulation) stays float32."""
-_AT_ONCE = 2**20
-"""Numbers in or out that are worked on at a time, so that what lies between the steps stays in the cache."""
-
-
 _DTYPE = Tensor.dtype.__get__  # type: ignore[attr-defined]
 
 
 class Int8Weight(Tensor):
-    """The weight (O, I) of a linear layer, one byte a number; to all but `F.linear` it has the dtype that it had.
+    """Stands for the weight (O, I) of a linear layer whose products are int8; of its shape, and of the dtype it had.
 
-    A `Tensor` and no layer of its own, for the attention joins the weights of its layers with other biases.
+    A `Tensor` and no layer of its own, for the attention joins the weights of its layers with other biases. The numbers
+    are with the product, in the order that it wants; to all but `F.linear` this is a tensor without any.
     """
 
-    scales: Tensor
-    """What one step is worth, by output, (O,) float32."""
+    product: Int8Product
+    """Holds the numbers."""
     told: torch.dtype
     """What it says its dtype is: that of what goes in and comes out."""
 
     @classmethod
     def of(cls, weight: Tensor) -> Self:
         """Round a float32 or bfloat16 weight (O, I)."""
-        values, steps = round_rows(weight.detach().float())
-        kept = values.t().contiguous().t().as_subclass(cls)  # (I, O) in memory: the layout that the product is fast in
-        kept.scales, kept.told = steps[:, 0], weight.dtype
+        kept = torch.zeros((), dtype=torch.int8).expand(weight.shape).as_subclass(cls)
+        kept.product, kept.told = int8_product(weight.detach().float()), weight.dtype
         return kept
 
     @classmethod
@@ -66,16 +63,6 @@ class Int8Weight(Tensor):
             return args[0].told
         with torch._C.DisableTorchFunctionSubclass():
             return func(*args, **(kwargs or {}))
-
-
-def round_rows(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Round each row (l, I) to 255 steps of its own.
-
-    Returns:
-        Whole numbers (l, I) int8, -127..127, and what one step of each row is worth, (l, 1).
-    """
-    steps = rows.abs().amax(-1, keepdim=True).clamp_(min=torch.finfo(rows.dtype).tiny * LARGEST) / LARGEST
-    return (rows / steps).round_().to(torch.int8), steps
 
 
 def quantize_blocks(transformer: StarTransformer) -> None:
@@ -102,9 +89,7 @@ def check_int8(device: torch.device, dtype: torch.dtype) -> None:
         raise OptionError(f"int8 is there on a CPU only, not on {device.type}", "leave out --quantize, or --device cpu")
     if dtype not in (torch.float32, torch.bfloat16):
         raise OptionError("int8 goes with float32 and bfloat16 alone", "leave out --dtype")
-    # Processors without VNNI may add pairs of products in 16 bits, which the largest ones overflow.
-    largest = torch.full((8, 64), LARGEST, dtype=torch.int8)
-    if not (torch._int_mm(largest, -largest.t().contiguous()) == -64 * LARGEST**2).all():
+    if not has_int8_products():
         raise OptionError("this processor does not add up int8 products exactly", "leave out --quantize")
 
 
@@ -118,15 +103,12 @@ def _linear(x: Tensor, weight: Int8Weight, bias: Tensor | None = None) -> Tensor
     """`F.linear`, (..., I) -> (..., O) in the dtype of x; float32 between."""
     rows = x.flatten(0, -2)
     out = rows.new_empty(len(rows), weight.shape[0])
-    with torch._C.DisableTorchFunctionSubclass():
-        values = weight.as_subclass(Tensor).t()  # (I, O)
-        at_once = max(1, _AT_ONCE // max(values.shape))
-        for part, result in zip(rows.split(at_once), out.split(at_once), strict=True):
-            whole, steps = round_rows(part.float())
-            own = result if result.dtype == torch.float32 else torch.empty_like(result, dtype=torch.float32)
-            torch.mul(torch._int_mm(whole, values), steps, out=own).mul_(weight.scales)
-            if bias is not None:
-                own.add_(bias)
-            if own is not result:
-                result.copy_(own)
+    at_once = max(1, weight.product.at_once // max(weight.shape))
+    for part, result in zip(rows.split(at_once), out.split(at_once), strict=True):
+        own = result if result.dtype == torch.float32 else torch.empty_like(result, dtype=torch.float32)
+        weight.product(part.float(), own)
+        if bias is not None:
+            own.add_(bias)
+        if own is not result:
+            result.copy_(own)
     return out.unflatten(0, x.shape[:-1])

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from star_cli.models.int8 import round_rows
+from star_cli.models.int8_products import round_rows
 
 _STEPS = 254  # between the least and the largest value: adding half a step for rounding cannot leave a byte
 _ONES = [1, 1]

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from star_cli.errors import OptionError
-from star_cli.models.int8 import Int8Weight, check_int8, quantize_blocks, round_rows
+from star_cli.models import int8_products
+from star_cli.models.int8 import Int8Weight, check_int8, quantize_blocks
+from star_cli.models.int8_products import NARROW, ByteProduct, Int8Product, NarrowProduct, round_rows
 from star_cli.pipeline import StarPipeline
 
 
@@ -23,21 +27,54 @@ def test_rounded_rows_are_half_a_step_off_at_most() -> None:
     assert ((whole * steps - rows).abs() <= 0.501 * steps).all()
 
 
+needs_fbgemm = pytest.mark.skipif(
+    "fbgemm" not in torch.backends.quantized.supported_engines, reason="this torch has no FBGEMM"
+)
+both_products = pytest.mark.parametrize(
+    ("product", "largest"), [(ByteProduct, 127), pytest.param(NarrowProduct, NARROW, marks=needs_fbgemm)]
+)
+
+
+def weight_of(numbers: torch.Tensor, product: Callable[[torch.Tensor], Int8Product]) -> Int8Weight:
+    weight = Int8Weight.of(numbers)
+    weight.product = product(numbers.float())
+    return weight
+
+
+@both_products
 @pytest.mark.parametrize("rows", [1, 2, 40, 3000])
-def test_product_is_that_of_the_rounded_numbers(rows: int) -> None:
+def test_product_is_that_of_the_rounded_numbers(
+    product: Callable[[torch.Tensor], Int8Product], largest: int, rows: int
+) -> None:
     x, weight, bias = numbers(rows, 96), numbers(64, 96, seed=1), numbers(64, seed=2)
-    whole, steps = round_rows(x)
+    steps = x.abs().amax(1, keepdim=True) / largest
     rounded, scales = round_rows(weight)
-    expected = (whole.double() @ rounded.double().t()) * steps * scales.t() + bias
-    found = F.linear(x, Int8Weight.of(weight), bias)
+    expected = ((x / steps).round().double() @ rounded.double().t()) * steps * scales.t() + bias
+    found = F.linear(x, weight_of(weight, product), bias)
     assert found.dtype == torch.float32
     torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-5)
     assert (found - F.linear(x, weight, bias)).norm() < 0.02 * found.norm()
 
 
-def test_token_is_the_same_alone_and_among_others() -> None:
-    x, weight = numbers(2, 700, 48), Int8Weight.of(numbers(32, 48, seed=1))
+@both_products
+def test_largest_numbers_overflow_nowhere(product: Callable[[torch.Tensor], Int8Product], largest: int) -> None:
+    signs = numbers(40, 96).sign()
+    x, weight = signs * largest, numbers(64, 96, seed=1).sign() * 127
+    x[:3], weight[:3] = float(largest), torch.tensor([-127.0, 127.0, 127.0])[:, None]
+    assert torch.equal(F.linear(x, weight_of(weight, product)).double(), x.double() @ weight.double().t())
+
+
+@both_products
+def test_token_is_the_same_alone_and_among_others(product: Callable[[torch.Tensor], Int8Product], largest: int) -> None:
+    x, weight = numbers(2, 700, 48), weight_of(numbers(32, 48, seed=1), product)
     assert torch.equal(F.linear(x, weight)[1, 5], F.linear(x[1, 5][None], weight)[0])
+
+
+@needs_fbgemm
+def test_packing_leaves_torch_s_engine_as_it_was() -> None:
+    before = torch.backends.quantized.engine
+    NarrowProduct(numbers(8, 16))
+    assert torch.backends.quantized.engine == before
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -99,10 +136,59 @@ def test_int8_is_refused_where_it_is_not_there(device: str, dtype: torch.dtype, 
         check_int8(torch.device(device), dtype)
 
 
+@pytest.fixture
+def asked_anew() -> Iterator[None]:
+    """What the processor can is asked once a process: forget it before the test and after."""
+    questions = (
+        int8_products.has_int8_products,
+        int8_products._is_narrow,
+        int8_products._adds_bytes_exactly,
+    )
+    for question in questions:
+        question.cache_clear()
+    yield
+    for question in questions:
+        question.cache_clear()
+
+
+@pytest.mark.usefixtures("asked_anew")
 def test_processor_that_overflows_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "_int_mm", lambda a, b: torch.full((8, 8), -(2**15), dtype=torch.int32))
+    monkeypatch.setattr(int8_products, "_ENGINE", "none")
     with pytest.raises(OptionError, match="exactly"):
         check_int8(torch.device("cpu"), torch.float32)
+
+
+@needs_fbgemm
+@pytest.mark.usefixtures("asked_anew")
+def test_processor_that_overflows_keeps_seven_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "_int_mm", lambda a, b: torch.full((8, 8), -(2**15), dtype=torch.int32))
+    check_int8(torch.device("cpu"), torch.float32)
+    assert isinstance(Int8Weight.of(numbers(8, 16)).product, NarrowProduct)
+
+
+@pytest.mark.usefixtures("asked_anew")
+@pytest.mark.parametrize(
+    ("capability", "product"), [pytest.param("AVX2", NarrowProduct, marks=needs_fbgemm), ("AVX512", ByteProduct)]
+)
+def test_product_goes_by_the_processor(
+    monkeypatch: pytest.MonkeyPatch, capability: str, product: type[Int8Product]
+) -> None:
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    monkeypatch.setattr(int8_products, "_adds_bytes_exactly", lambda: True)
+    assert isinstance(Int8Weight.of(numbers(8, 16)).product, product)
+
+
+@needs_fbgemm
+@pytest.mark.usefixtures("asked_anew")
+def test_torch_without_such_tensors_falls_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    def gone(*given: object) -> None:
+        raise AttributeError("no such operator")
+
+    monkeypatch.setattr(torch, "_make_per_channel_quantized_tensor", gone)
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
+    monkeypatch.setattr(int8_products, "_adds_bytes_exactly", lambda: True)
+    assert isinstance(Int8Weight.of(numbers(8, 16)).product, ByteProduct)
 
 
 def test_unknown_rounding_is_refused(tiny_model_folder: str) -> None:

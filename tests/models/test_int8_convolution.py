@@ -12,8 +12,8 @@ from torch import Tensor
 from star_cli.generation.decoding import TokenDecoder
 from star_cli.images import to_uint8
 from star_cli.models import int8_convolution
-from star_cli.models.int8 import round_rows
 from star_cli.models.int8_convolution import Int8Convolution, has_int8_convolutions, round_map
+from star_cli.models.int8_products import round_rows
 from star_cli.models.strips import StripDecoder
 from star_cli.pipeline import StarPipeline
 from tests.models.builders import laws, seeds, tiny_vqvae
