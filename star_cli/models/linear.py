@@ -3,9 +3,9 @@
 On a CPU `F.linear` leaves float32 to MKL. oneDNN, which is there for bfloat16 and convolutions anyway, was faster at
 every size of these models on an AMD EPYC with AVX-512: 1.1 to 1.25 times where there are hundreds of tokens, twice
 where there are a few; and a GELU behind the layer costs next to nothing in it. On one with AVX2 alone it was faster
-with a few tokens only (8: 1.7 times), slower with hundreds (0.8 times), and its GELU cost three times torch's. Sums are
-added up in another order, so results differ in their last bits. As with MKL, a row's last bits may depend on how many
-rows come with it; oneDNN's did so less often.
+with a few tokens only (8: 1.7 times), slower with hundreds (0.8 times), and its GELU cost three times torch's. A CPU
+without bfloat16 multiplies it in float32. Sums are added up in another order, so results differ in their last bits. As
+with MKL, a row's last bits may depend on how many rows come with it; oneDNN's did so less often.
 
 Letters: I numbers in, O numbers out.
 """
@@ -42,21 +42,32 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, gelu: bool = F
     Returns:
         (..., O).
     """
-    is_wide = torch.backends.cpu.get_cpu_capability().startswith("AVX512")
-    if _suits_onednn(x, weight) and (is_wide or x.dtype != torch.float32 or x.shape[:-1].numel() <= FEW_ROWS):
-        activation, algorithm = ("gelu", "tanh") if gelu and is_wide else ("none", "")
-        out = torch.ops.mkldnn._linear_pointwise(x, weight, bias, activation, [], algorithm)
-        gelu = gelu and not is_wide
-    else:
+    if not _is_free(x, weight):
+        return _gelu(F.linear(x, weight, bias)) if gelu else F.linear(x, weight, bias)
+    if x.dtype == torch.bfloat16 and not has_bfloat16():
+        return linear(x.float(), weight.float(), None if bias is None else bias.float(), gelu).to(x.dtype)
+    is_narrow = torch.backends.cpu.get_cpu_capability() == "AVX2"
+    if not _has_onednn(x.dtype) or (is_narrow and x.shape[:-1].numel() > FEW_ROWS):
         out = F.linear(x, weight, bias)
-    if not gelu:
-        return out
-    is_drawn = out.device.type == "cpu" and out.dtype == torch.float32 and not out.requires_grad and not _is_plain.get()
-    return _gelu_in_place(out) if is_drawn else F.gelu(out, approximate="tanh")
+    elif gelu and not is_narrow:
+        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "gelu", [], "tanh")
+    else:
+        out = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+    return _gelu(out) if gelu else out
+
+
+def has_bfloat16() -> bool:
+    """Does this CPU multiply bfloat16 itself? Torch's way around it is slow: float32 products are 8 times as fast."""
+    return not torch.backends.mkldnn.is_available() or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+def _gelu(x: Tensor) -> Tensor:
+    """GELU (tanh) of a tensor that nobody else has."""
+    return _gelu_in_place(x) if x.dtype == torch.float32 and _is_free(x) else F.gelu(x, approximate="tanh")
 
 
 def _gelu_in_place(x: Tensor) -> Tensor:
-    """GELU (tanh) of a tensor that nobody else has; 2.6 times as fast as `F.gelu` with AVX2, whose tanh is slow."""
+    """2.6 times as fast as `F.gelu` with AVX2, whose tanh is slow."""
     slope = x.new_tensor(_SLOPE)
     for part in x.view(-1).split(_GELU_NUMBERS):
         gate = torch.addcmul(slope, part, part, value=_CUBE).mul_(part).sigmoid_()
@@ -74,23 +85,17 @@ def plain_linear() -> Iterator[None]:
         _is_plain.reset(token)
 
 
-def _suits_onednn(x: Tensor, weight: Tensor) -> bool:
-    """Is this a product that oneDNN takes: on a CPU, without gradients, autocast, or a tensor class of its own?"""
+def _is_free(*given: Tensor) -> bool:
+    """May the way be chosen here: on a CPU, without gradients, autocast or classes of tensors, not the plain one?"""
     return (
-        x.device.type == "cpu"
-        and not torch.is_grad_enabled()  # the operator has no backward
-        and type(x) is Tensor
-        and type(weight) in (Tensor, nn.Parameter)
-        and x.dtype == weight.dtype
-        and _has_onednn(x.dtype)
+        all(type(each) in (Tensor, nn.Parameter) and each.device.type == "cpu" for each in given)
+        and len({each.dtype for each in given}) == 1
+        and not torch.is_grad_enabled()  # oneDNN's operator has no backward
         and not torch.is_autocast_enabled("cpu")
         and not _is_plain.get()
     )
 
 
 def _has_onednn(dtype: torch.dtype) -> bool:
-    if not (torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled):
-        return False
-    if dtype == torch.bfloat16:
-        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
-    return dtype == torch.float32
+    is_there = bool(torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled)
+    return is_there and (dtype == torch.float32 or (dtype == torch.bfloat16 and has_bfloat16()))

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from star_cli.models.linear import has_bfloat16
 from star_cli.models.strips import Convolution, in_floats
 
 TILE = 4
@@ -135,8 +136,11 @@ def _powers(count: int, length: int) -> Tensor:
 def fewest_multiplications(weight: Tensor, bias: Tensor) -> Convolution:
     """Winograd's convolution where that is faster, else torch's; in the dtype of the weight (O, C, k, k).
 
-    By shapes alone, never by a measurement: bytes of pictures follow it.
+    By shapes and by what the processor is, never by a measurement: bytes of pictures follow it.
     """
+    if weight.dtype == torch.bfloat16 and not has_bfloat16():
+        wide = fewest_multiplications(weight.float(), bias.float())
+        return lambda strip, padding: wide(strip.float(), padding).to(weight.dtype)
     outputs, channels = weight.shape[:2]
     is_worth_it = min(outputs, channels) >= NARROWEST and outputs * channels <= MOST_WEIGHTS
     # small products in batches are MKL's strength, and were not looked at elsewhere

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
+from star_cli.models import linear as linear_module
 from star_cli.models.linear import FEW_ROWS, linear, plain_linear
 from tests.models.builders import laws
 
@@ -89,6 +90,17 @@ def test_what_goes_in_stays_as_it_is() -> None:
     with torch.no_grad():
         linear(x, weight, bias, gelu=True)
     assert all(torch.equal(now, then) for now, then in zip((x, weight, bias), before, strict=True))
+
+
+@pytest.mark.parametrize("gelu", [False, True])
+def test_cpu_without_bfloat16_multiplies_in_float32(monkeypatch: pytest.MonkeyPatch, gelu: bool) -> None:
+    monkeypatch.setattr(linear_module, "has_bfloat16", lambda: False)
+    x, weight, bias = (each.bfloat16() for each in layer((40, 24), 8))
+    with torch.no_grad():
+        found = linear(x, weight, bias, gelu)
+        expected = linear(x.float(), weight.float(), bias.float(), gelu)
+    assert found.dtype == torch.bfloat16
+    assert torch.equal(found, expected.bfloat16())
 
 
 def test_gradients_pass() -> None:

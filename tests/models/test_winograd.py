@@ -101,9 +101,23 @@ def test_neither_weight_nor_input_is_changed_and_bits_repeat() -> None:
         ((160, 160, 3, 3), torch.bfloat16, False),
     ],
 )
-def test_taken_by_shape_and_dtype(shape: tuple[int, ...], dtype: torch.dtype, is_taken: bool) -> None:
+def test_taken_by_shape_and_dtype(
+    monkeypatch: pytest.MonkeyPatch, shape: tuple[int, ...], dtype: torch.dtype, is_taken: bool
+) -> None:
+    monkeypatch.setattr(winograd, "has_bfloat16", lambda: True)
     convolution = fewest_multiplications(torch.zeros(shape, dtype=dtype), torch.zeros(shape[0], dtype=dtype))
     assert isinstance(convolution, WinogradConvolution) == is_taken
+
+
+@pytest.mark.parametrize("channels", [4, 128])
+def test_cpu_without_bfloat16_convolves_in_float32(monkeypatch: pytest.MonkeyPatch, channels: int) -> None:
+    monkeypatch.setattr(winograd, "has_bfloat16", lambda: False)
+    x, weight = numbers(1, channels, 9, 8).bfloat16(), numbers(channels, channels, 3, 3, seed=1).bfloat16()
+    bias = numbers(channels, seed=2).bfloat16()
+    found = fewest_multiplications(weight, bias)(x, (1, 1))
+    expected = fewest_multiplications(weight.float(), bias.float())(x.float(), (1, 1))
+    assert found.dtype == torch.bfloat16
+    assert torch.equal(found, expected.bfloat16())
 
 
 @pytest.mark.parametrize("strip_bytes", [20_000, 2**20])
