@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from star_cli.hardware import GRAPHS_SWITCH
 from star_cli.images import write_whole
 
 CPU_SHAPES = ("star-256-d16", "star-512-d16", "star-512-d30", "var-256-d16")
@@ -31,8 +33,9 @@ LEVELS: Mapping[str, Sequence[str]] = {
     **{level: ("--speed", level) for level in ("reference", "fast", "turbo")},
     "int8": ("--quantize", "int8"),
     "turbo-int8": ("--speed", "turbo", "--quantize", "int8"),
+    "graphs": (),
 }
-"""Flags of each level of speed, the usual one first, by what its files are called."""
+"""Flags of each level of speed, the usual one first, by what its files are called; "graphs" is a variable's."""
 
 
 class Authors(NamedTuple):
@@ -60,7 +63,7 @@ def measurements(gpu: bool) -> Iterator[tuple[str, list[str]]]:
     """Name of each file, and the flags of `star bench` that fill it."""
     for level, flags in LEVELS.items():
         for dtype in ("float32", "bfloat16"):
-            if gpu and "int8" in flags:
+            if (gpu and "int8" in flags) or (level == "graphs" and not gpu):
                 continue
             named = "-".join(filter(None, (dtype, level)))
             for model, sizes in SHIPPED.items():
@@ -83,7 +86,8 @@ def measure(folder: Path, gpu: bool, more: Sequence[str], only: str | None) -> i
         print(f"measuring {name}", file=sys.stderr, flush=True)
         command = [sys.executable, "-m", "star_cli", "bench", "--json", *flags, *more]
         command += ["--device", "cuda"] if gpu else []
-        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+        switch = {GRAPHS_SWITCH: "1"} if name.endswith("-graphs") else {}
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False, env=os.environ | switch)
         if done.returncode:
             failed += 1
         else:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
+
 import torch
 
 from star_cli.errors import OptionError
 from star_cli.models.int8 import check_int8
 
+GRAPHS_SWITCH = "STAR_CUDA_GRAPHS"
 QUANTIZATIONS = ("none", "int8")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -62,3 +65,8 @@ def choose_quantize(requested: str | None, device: torch.device, dtype: torch.dt
         return None
     check_int8(device, dtype)
     return requested
+
+
+def records_graphs(device: torch.device) -> bool:
+    """Are the blocks of a scale to be played as one CUDA graph? Where `STAR_CUDA_GRAPHS=1` asks for it."""
+    return device.type == "cuda" and os.environ.get(GRAPHS_SWITCH) == "1"

@@ -25,8 +25,9 @@ from star_cli.generation.drawn import Drawn, OnScale, progress_of_pass
 from star_cli.generation.official import as_published, decode_as_published
 from star_cli.generation.options import SamplingOptions, check_compat
 from star_cli.generation.randomness import Randomness, random_generators
+from star_cli.generation.recorded import Recordings
 from star_cli.generation.sampler import draw
-from star_cli.hardware import choose_device, choose_dtype, choose_quantize
+from star_cli.hardware import choose_device, choose_dtype, choose_quantize, records_graphs
 from star_cli.images import to_uint8, to_uint8_truncated
 from star_cli.jobs import ImageJob, jobs_of
 from star_cli.models.condition import ClassCondition, Condition
@@ -92,6 +93,7 @@ class StarPipeline:
         self.words = words
         self.quantize = quantize
         self.decoder = TokenDecoder(vqvae, is_rounded=quantize is not None)
+        self.recordings = Recordings(transformer) if records_graphs(self.device) else None  # one pass at a time
         self._nothing: Condition | None = None  # features of the empty prompt, once they are asked for
 
     @classmethod
@@ -274,7 +276,8 @@ class StarPipeline:
         randomness: Randomness,
         on_scale: OnScale | None,
     ) -> Drawn:
-        return draw(self.transformer, self.vqvae.quantizer, *told, schedule, options, randomness, on_scale)
+        parts = (self.transformer, self.vqvae.quantizer)
+        return draw(*parts, *told, schedule, options, randomness, on_scale, self.recordings)
 
     @torch.inference_mode()
     def _draw_as_published(

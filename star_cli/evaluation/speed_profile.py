@@ -126,6 +126,8 @@ def clocks_around(pipe: StarPipeline, scales: int) -> Iterator[Clocks]:
     """Clocks around the parts of a pipeline, taken off again at the end; not while another thread draws with it."""
     clocks = Clocks(pipe.device, scales)
     with ExitStack() as stack:
+        stack.callback(setattr, pipe, "recordings", pipe.recordings)
+        pipe.recordings = None  # what is played as a whole has no parts, and what is recorded must not wait for clocks
         for part, owner, name in _watched(pipe):
             stack.callback(_put_back, owner, name, name in vars(owner), getattr(owner, name))
             # what the pipeline itself does is before or after the loop of scales

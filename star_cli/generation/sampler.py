@@ -17,6 +17,7 @@ from star_cli.generation.guidance import guide, ramped_guidance
 from star_cli.generation.late import first_late_scale, run_pivotal
 from star_cli.generation.options import SamplingOptions
 from star_cli.generation.randomness import Randomness
+from star_cli.generation.recorded import Recordings
 from star_cli.generation.reference import draw_plainly
 from star_cli.generation.smoothing import draw_codes
 from star_cli.generation.stable import draw_stable, is_refined
@@ -37,6 +38,7 @@ def draw(
     options: SamplingOptions,
     randomness: Randomness,
     on_scale: OnScale | None = None,
+    recordings: Recordings | None = None,
 ) -> Drawn:
     """Draw the token maps of B images.
 
@@ -52,6 +54,7 @@ def draw(
         options: guidance, filters, stable sampling, speed.
         randomness: of the B images; nothing else is random.
         on_scale: progress callback.
+        recordings: of the transformer's blocks, which are then played where `options` leave nothing out.
     Raises:
         OptionError: stable sampling is asked for and the weights cannot do it; words for a class model, or the reverse.
     """
@@ -62,6 +65,8 @@ def draw(
     is_official = options.compat == "official"
     rows = stack(condition, unconditional) if guided else condition
     prompted = transformer.prompt(rows, images, "first_image" if is_official else None)
+    leaves_nothing_out = options.speed == "exact" and not is_official
+    recorded = recordings.blocks(prompted, schedule) if recordings is not None and leaves_nothing_out else None
     caches = make_caches(transformer.config.depth, schedule.offsets[-2])
     f_hat = torch.zeros(
         *(images, transformer.config.code_dim, schedule.last_side, schedule.last_side),
@@ -79,6 +84,8 @@ def draw(
         x = _scale_input(transformer, prompted, codes, scale, schedule)
         if codes is not None and change is not None and scale >= late:
             hidden = run_pivotal(transformer, x, codes, change, prompted, schedule, scale, caches)
+        elif recorded is not None:
+            hidden = recorded(x, scale)
         else:
             hidden = transformer.run_blocks(x, prompted, schedule, schedule.slice(scale), stores=caches)
         if options.speed == "turbo" and scale >= late - 1:

@@ -1,0 +1,139 @@
+"""The blocks of a scale recorded once and played from then on: CUDA graphs.
+
+A scale of one picture is hundreds of short kernels on a GPU, and for all but the largest scales starting them takes
+longer than they do. A graph starts them all at once. It reads and writes the same memory each time, so what changes
+from picture to picture (the prompt's keys and values, each scale's input) is copied into memory of the recording.
+
+Recording costs several runs, so a pass is recorded when one of its shape has been drawn before: never for one picture.
+
+Letters: B rows, l tokens of a scale, C width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from star_cli.generation.cache import make_caches
+from star_cli.models.attention import KeysValues
+from star_cli.models.block import Prompted
+from star_cli.models.schedule import ScaleSchedule
+from star_cli.models.transformer import StarTransformer
+
+Play = Callable[[], Tensor]
+"""Does again what was recorded; the result is in the same memory each time."""
+Record = Callable[[Callable[[], Tensor]], Play]
+MOST = 2
+"""Recordings kept, for each has a KV cache of its own (depth 30, 1024 px, bfloat16: 2.6 GB)."""
+_WARM_UPS = 2  # libraries choose their kernels, and take their memory, in the first runs
+
+
+def cuda_graph(run: Callable[[], Tensor]) -> Play:
+    """Record what a call does on the GPU; it must always work on the same memory, and never wait for the GPU."""
+    aside = torch.cuda.Stream()
+    aside.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(aside):
+        for _ in range(_WARM_UPS):
+            run()
+    torch.cuda.current_stream().wait_stream(aside)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        result = run()
+
+    def play() -> Tensor:
+        graph.replay()
+        return result
+
+    return play
+
+
+class RecordedBlocks:
+    """All blocks of a transformer, recorded scale by scale for passes of one shape.
+
+    Args:
+        transformer: whose blocks; its weights must stay where they are.
+        prompted: of a pass of this shape.
+        schedule: the scales, which are to be run in their order.
+        record: makes a recording of a call.
+    """
+
+    def __init__(
+        self, transformer: StarTransformer, prompted: Prompted, schedule: ScaleSchedule, record: Record = cuda_graph
+    ):
+        self._transformer, self._schedule = transformer, schedule
+        self._prompted = _copy(prompted)
+        self._caches = make_caches(transformer.config.depth, schedule.offsets[-2])
+        rows, _, width = prompted.start.shape
+        self._inputs = [prompted.start.new_zeros(rows, size, width, dtype=torch.float32) for size in schedule.sizes]
+        self._plays = [record(partial(self._run, scale)) for scale in range(len(schedule))]
+
+    def begin(self, prompted: Prompted) -> None:
+        """Take the prompts of the next pass."""
+        for held, new in zip(_tensors(self._prompted), _tensors(prompted), strict=True):
+            held.copy_(new)
+
+    def __call__(self, x: Tensor, scale: int) -> Tensor:
+        """Embedded tokens of a scale (B, l, C) to hidden states (B, l, C), good until the next pass."""
+        self._inputs[scale].copy_(x)
+        return self._plays[scale]()
+
+    def _run(self, scale: int) -> Tensor:
+        for cache in self._caches:
+            cache.filled = self._schedule.offsets[scale]
+        tokens = self._schedule.slice(scale)
+        return self._transformer.run_blocks(
+            self._inputs[scale], self._prompted, self._schedule, tokens, stores=self._caches
+        )
+
+
+class Recordings:
+    """Those of one transformer. One pass at a time: a second thread would write into the same memory.
+
+    Args:
+        transformer: whose blocks.
+        record: makes a recording of a call.
+    """
+
+    def __init__(self, transformer: StarTransformer, record: Record = cuda_graph):
+        self._transformer = transformer
+        self._record = record
+        self._seen: set[object] = set()
+        self._kept: dict[object, RecordedBlocks] = {}
+
+    def blocks(self, prompted: Prompted, schedule: ScaleSchedule) -> RecordedBlocks | None:
+        """The recording for a pass, ready for its prompts; None when it is the first of its shape."""
+        shape = (schedule, prompted.heard, prompted.start.shape, *(tensor.shape for tensor in _tensors(prompted)))
+        if shape not in self._seen:
+            self._seen.add(shape)
+            return None
+        known = self._kept.pop(shape, None)
+        if known is None:
+            while len(self._kept) >= MOST:
+                del self._kept[next(iter(self._kept))]  # the one that was not asked for longest; before memory is taken
+            known = RecordedBlocks(self._transformer, prompted, schedule, self._record)
+        known.begin(prompted)
+        self._kept[shape] = known
+        return known
+
+
+def _tensors(prompted: Prompted) -> Iterator[Tensor]:
+    """What the blocks read of it."""
+    for held in prompted.text:
+        yield from held
+    for tensor in (prompted.text_mask, prompted.modulation_vector):
+        if tensor is not None:
+            yield tensor
+
+
+def _copy(prompted: Prompted) -> Prompted:
+    """The same in memory of its own."""
+    return replace(
+        prompted,
+        text=tuple(KeysValues(held.keys.clone(), held.values.clone()) for held in prompted.text),
+        text_mask=None if prompted.text_mask is None else prompted.text_mask.clone(),
+        modulation_vector=None if prompted.modulation_vector is None else prompted.modulation_vector.clone(),
+    )

@@ -1,0 +1,143 @@
+"""Recorded blocks draw what running ones draw. On a CPU a recording is the call, done again in the same memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from star_cli.generation.drawn import Drawn
+from star_cli.generation.options import SamplingOptions
+from star_cli.generation.randomness import random_generators
+from star_cli.generation.recorded import MOST, Play, Recordings
+from star_cli.generation.sampler import draw
+from star_cli.hardware import records_graphs
+from star_cli.models.schedule import ScaleSchedule
+from star_cli.models.transformer import StarTransformer
+from tests.models.builders import (
+    class_changes,
+    conditions,
+    laws,
+    placed_schedules,
+    seeds,
+    text,
+    tiny_quantizer,
+    tiny_transformer,
+    transformer_changes,
+)
+
+QUANTIZER = tiny_quantizer()
+SCHEDULE = ScaleSchedule((1, 2, 3, 4))
+OPTIONS = SamplingOptions(guidance=2.0, top_k=9, top_p=0.9, stable=False)
+
+
+def again(run: Callable[[], Tensor]) -> Play:
+    """Like a graph: the result is in one place, which is written anew each time."""
+    result = run().clone()
+    return lambda: result.copy_(run())
+
+
+def drawn(
+    model: StarTransformer,
+    recordings: Recordings | None,
+    seed: int,
+    images: int = 2,
+    schedule: ScaleSchedule = SCHEDULE,
+    options: SamplingOptions = OPTIONS,
+) -> Drawn:
+    told = conditions(model.config, images, seed)
+    numbers = random_generators(range(seed, seed + images))
+    return draw(model, QUANTIZER, *told, schedule, options, numbers, recordings=recordings)
+
+
+def assert_same(first: Drawn, second: Drawn) -> None:
+    assert torch.equal(first.f_hat, second.f_hat)
+    assert all(torch.equal(one, other) for one, other in zip(first.token_maps, second.token_maps, strict=True))
+
+
+@laws
+@given(
+    st.one_of(transformer_changes(), class_changes()),
+    placed_schedules,
+    st.sampled_from([0.0, 2.0]),
+    st.integers(1, 3),
+    seeds,
+)
+def test_tokens_are_those_of_running_blocks(
+    changes: dict[str, object], schedule: ScaleSchedule, guidance: float, images: int, seed: int
+) -> None:
+    model = tiny_transformer(**changes)
+    recordings = Recordings(model, again)
+    options = SamplingOptions(**(OPTIONS.to_dict() | {"guidance": guidance}))
+    for number in range(seed, seed + 4):  # runs, is recorded, is played, is played
+        given = (number, images, schedule, options)
+        assert_same(drawn(model, recordings, *given), drawn(model, None, *given))
+
+
+def test_first_pass_of_a_shape_is_not_recorded() -> None:
+    model, made = tiny_transformer(), 0
+
+    def counting(run: Callable[[], Tensor]) -> Play:
+        nonlocal made
+        made += 1
+        return again(run)
+
+    recordings = Recordings(model, counting)
+    for images, expected in [(1, 0), (2, 0), (1, 4), (1, 4), (2, 8), (1, 8)]:
+        drawn(model, recordings, 0, images)
+        assert made == expected
+
+
+def test_few_recordings_are_kept_those_asked_for_last() -> None:
+    model = tiny_transformer()
+    recordings = Recordings(model, again)
+    told = {images: model.prompt(text(images)) for images in range(1, MOST + 2)}
+    for prompted in told.values():
+        assert recordings.blocks(prompted, SCHEDULE) is None
+    kept = [recordings.blocks(told[images], SCHEDULE) for images in range(1, MOST + 1)]
+    assert recordings.blocks(told[1], SCHEDULE) is kept[0]
+    recordings.blocks(told[MOST + 1], SCHEDULE)
+    assert recordings.blocks(told[1], SCHEDULE) is kept[0]
+    assert recordings.blocks(told[2], SCHEDULE) is not kept[1]
+
+
+def test_what_leaves_something_out_runs() -> None:
+    model = tiny_transformer()
+
+    def refuse(run: Callable[[], Tensor]) -> Play:
+        raise AssertionError("recorded")
+
+    recordings = Recordings(model, refuse)
+    for speed in ("fast", "turbo", "reference"):
+        options = SamplingOptions(**(OPTIONS.to_dict() | {"speed": speed}))
+        for _ in range(2):
+            drawn(model, recordings, 0, options=options)
+
+
+@pytest.mark.parametrize(
+    ("device", "switch", "expected"),
+    [("cuda", "1", True), ("cuda", "0", False), ("cuda", None, False), ("cpu", "1", False)],
+)
+def test_graphs_are_asked_for_and_are_of_a_gpu(
+    monkeypatch: pytest.MonkeyPatch, device: str, switch: str | None, expected: bool
+) -> None:
+    monkeypatch.delenv("STAR_CUDA_GRAPHS", raising=False)
+    if switch is not None:
+        monkeypatch.setenv("STAR_CUDA_GRAPHS", switch)
+    assert records_graphs(torch.device(device)) == expected
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_cuda_graphs_draw_the_same_tokens() -> None:
+    model, quantizer = tiny_transformer().cuda(), tiny_quantizer().cuda()
+    recordings = Recordings(model)
+    for seed in range(4):
+        told = [condition.to("cuda") for condition in conditions(model.config, 2, seed)]
+        given = (model, quantizer, *told, SCHEDULE, OPTIONS)
+        recorded = draw(*given, random_generators([seed, seed + 1]), recordings=recordings)
+        assert_same(recorded, draw(*given, random_generators([seed, seed + 1])))
