@@ -42,8 +42,8 @@ def filter_by_sort(logits: Tensor, top_k: int, top_p: float) -> Tensor:
 def filter_logits(logits: Tensor, top_k: int, top_p: float) -> Tensor:
     """`filter_by_sort`, but of each row only the k likeliest codes are sorted, where that is allowed.
 
-    It is not where equal logits stand at an edge, for which of them stay is up to the order of all; nor on a GPU, which
-    would have to tell the CPU whether there are any, and sorts fast.
+    It is not in rows where equal logits stand at an edge, for which of them stay is up to the order of all; nor on a
+    GPU, which would have to tell the CPU whether there are any, and sorts fast.
     """
     if not (0 < top_k < logits.shape[-1] and top_p > 0 and logits.device.type == "cpu"):
         return filter_by_sort(logits, top_k, top_p)
@@ -52,10 +52,11 @@ def filter_logits(logits: Tensor, top_k: int, top_p: float) -> Tensor:
     dropped = ascending.softmax(-1).cumsum(-1) <= 1 - top_p
     dropped[..., -1] = False
     least = ascending.masked_fill(dropped, torch.inf).amin(-1, keepdim=True)  # of those that stay
-    is_tied = (likeliest[..., -2:-1] == likeliest[..., -1:]) | (dropped & (ascending == least))
+    is_tied = (likeliest[..., -2] == likeliest[..., -1]) | (dropped & (ascending == least)).any(-1)  # (...)
+    kept = logits.masked_fill(logits < least, -torch.inf)
     if bool(is_tied.any()):
-        return filter_by_sort(logits, top_k, top_p)
-    return logits.masked_fill(logits < least, -torch.inf)
+        kept[is_tied] = filter_by_sort(logits[is_tied], top_k, top_p)
+    return kept
 
 
 def draw_tokens(logits: Tensor, options: SamplingOptions, randomness: Randomness) -> Tensor:
