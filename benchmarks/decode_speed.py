@@ -23,8 +23,10 @@ from torch import Tensor
 from star_cli.images import to_uint8
 from star_cli.memory import keep_pages
 from star_cli.models.config import VQVAEConfig
+from star_cli.models.convolution import PlainConvolution
 from star_cli.models.strips import STRIP_BYTES, StripDecoder
 from star_cli.models.vqvae import MultiScaleVQVAE
+from star_cli.models.winograd import fewest_multiplications
 
 SHAPES = {
     "shipped": VQVAEConfig(
@@ -32,7 +34,8 @@ SHAPES = {
     ),
     "published": VQVAEConfig(),
 }
-WAYS = ("whole", "channels last", "strips")
+WAYS = ("whole", "channels last", "strips", "winograd")
+"""The last one in strips, too: in float32 that is how a CPU draws."""
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -99,8 +102,8 @@ def _measure(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _way(name: str, vqvae: MultiScaleVQVAE, strip_bytes: int) -> Callable[[Tensor], Tensor]:
-    if name == "strips":
-        return StripDecoder(vqvae, strip_bytes)
+    if name in ("strips", "winograd"):
+        return StripDecoder(vqvae, strip_bytes, PlainConvolution if name == "strips" else fewest_multiplications)
     if name == "whole":
         return vqvae.decode
     vqvae.to(memory_format=torch.channels_last)

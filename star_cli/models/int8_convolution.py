@@ -15,14 +15,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from star_cli.models.convolution import Convolution
 from star_cli.models.int8_products import round_rows
 
 _STEPS = 254  # between the least and the largest value: adding half a step for rounding cannot leave a byte
 _ONES = [1, 1]
 
 
-class Int8Convolution:
-    """A convolution of stride 1 whose products run in int8.
+class Int8Convolution(Convolution):
+    """Its products run in int8.
 
     Args:
         weight: (O, C, k, k), float32 or bfloat16.
@@ -38,14 +39,9 @@ class Int8Convolution:
         kernel = values.view(weight.shape)
         self._packed = torch.ops.onednn.qconv_prepack(kernel, self._scales, 1.0, 1, _ONES, _ONES, _ONES, 1, None)
 
-    def __call__(self, x: Tensor, padding: tuple[int, int]) -> Tensor:
-        """(1, C, h, w) -> (1, O, h', w') in the dtype of x; zeros beyond the edges.
-
-        Args:
-            x: channels last.
-            padding: rows above and below, columns left and right.
-        """
-        return self.convolve(*round_map(x), padding, x.dtype)
+    def __call__(self, strip: Tensor, padding: tuple[int, int]) -> Tensor:
+        """See `Convolution`; in the dtype of the strip."""
+        return self.convolve(*round_map(strip), padding, strip.dtype)
 
     def convolve(self, codes: Tensor, step: float, zero: int, padding: tuple[int, int], dtype: torch.dtype) -> Tensor:
         """The same for what `round_map` gave."""

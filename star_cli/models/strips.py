@@ -10,7 +10,7 @@ Letters: C channels, Z code width, h w latent, y x rows and columns of a level, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from itertools import zip_longest
 from typing import cast
 
@@ -19,19 +19,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from star_cli.errors import ShapeError
+from star_cli.models.convolution import Convolution, MakeConvolution, PlainConvolution
 from star_cli.models.vqvae import Double, Level, MultiScaleVQVAE, ResidualBlock
 
 STRIP_BYTES = 8 * 2**20
 """Of one strip of an activation. Not chosen by free memory: rounding follows the strips, and bytes of pictures it."""
-
-
-Convolution = Callable[[Tensor, tuple[int, int]], Tensor]
-"""Of a strip (1, C, rows, x), with rows of zeros above and below and columns of zeros left and right."""
-
-
-def in_floats(weight: Tensor, bias: Tensor) -> Convolution:
-    """A convolution as torch does it, in the dtype of its weight (C', C, k, k)."""
-    return lambda strip, padding: F.conv2d(strip, weight, bias, padding=padding)
 
 
 class StripDecoder:
@@ -40,19 +32,21 @@ class StripDecoder:
     Args:
         vqvae: in its dtype; its weights must not change afterwards. The decoder's are laid out channels last.
         strip_bytes: size of a strip; never less than a row.
-        convolution: makes the convolutions of blocks and doublings from weight and bias; nearly all work is theirs.
+        convolution: makes the convolutions of blocks and doublings; nearly all work is theirs.
     """
 
     def __init__(
         self,
         vqvae: MultiScaleVQVAE,
         strip_bytes: int = STRIP_BYTES,
-        convolution: Callable[[Tensor, Tensor], Convolution] = in_floats,
+        convolution: MakeConvolution = PlainConvolution,
     ):
         self.vqvae = vqvae
         self.strip_bytes = strip_bytes
         vqvae.decoder.to(memory_format=torch.channels_last)
-        self._convolutions: dict[nn.Conv2d, Convolution] = {vqvae.decoder.head: in_floats(*_of(vqvae.decoder.head))}
+        self._convolutions: dict[nn.Conv2d, Convolution] = {
+            vqvae.decoder.head: PlainConvolution(*_of(vqvae.decoder.head))
+        }
         for part in vqvae.decoder.modules():
             if isinstance(part, ResidualBlock):
                 self._convolutions |= {conv: convolution(*_of(conv)) for conv in (part.conv1, part.conv2)}
@@ -137,7 +131,7 @@ class StripDecoder:
         """First row, and the row after the last, of each strip; a strip leaves the convolution `times` as wide."""
         height, width = x.values.shape[-2:]
         row_bytes = max(conv.in_channels, conv.out_channels * times) * width * x.values.element_size()
-        rows = max(1, self.strip_bytes // row_bytes)
+        rows = max(1, self._convolutions[conv].fitting(self.strip_bytes // row_bytes))
         for top in range(0, height, rows):
             yield top, min(top + rows, height)
 

@@ -89,6 +89,13 @@ def test_neither_weight_nor_input_is_changed_and_bits_repeat() -> None:
     assert all(torch.equal(now, then) for now, then in zip((x, weight, bias), before, strict=True))
 
 
+@pytest.mark.parametrize(
+    ("side", "rows", "expected"), [(3, 25, 24), (3, 24, 24), (3, 3, 0), (2, 12, 11), (2, 11, 11), (2, 2, -1)]
+)
+def test_strips_fill_whole_tiles(side: int, rows: int, expected: int) -> None:
+    assert WinogradConvolution(numbers(4, 4, side, side), numbers(4)).fitting(rows) == expected
+
+
 @needs_mkl
 @pytest.mark.parametrize(
     ("shape", "dtype", "is_taken"),

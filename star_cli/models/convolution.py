@@ -1,0 +1,59 @@
+"""What convolves a strip of a picture: the seam between the decoder's strips and the ways to multiply.
+
+Letters: C channels in, O channels out, k side of the kernel, x columns of a strip.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+
+import torch.nn.functional as F
+from torch import Tensor
+
+
+class Convolution(ABC):
+    """A convolution of stride 1 whose weights are ready for it."""
+
+    @abstractmethod
+    def __call__(self, strip: Tensor, padding: tuple[int, int]) -> Tensor:
+        """(1, C, rows, x) -> (1, O, rows', x'), channels last, zeros beyond the edges.
+
+        Args:
+            strip: channels last.
+            padding: rows of zeros above and below, columns left and right.
+        """
+
+    def fitting(self, rows: int) -> int:
+        """Of a map's next so many rows, how many a strip had best be of; the strip has one more above and below."""
+        return rows
+
+
+MakeConvolution = Callable[[Tensor, Tensor], Convolution]
+"""From weight (O, C, k, k) and bias (O,)."""
+
+
+class PlainConvolution(Convolution):
+    """As torch does it, in the dtype of its weight."""
+
+    def __init__(self, weight: Tensor, bias: Tensor):
+        self._weight, self._bias = weight, bias
+
+    def __call__(self, strip: Tensor, padding: tuple[int, int]) -> Tensor:
+        """See `Convolution`."""
+        return F.conv2d(strip, self._weight, self._bias, padding=padding)
+
+
+class WidenedConvolution(Convolution):
+    """Another one, in float32, for strips of fewer bits."""
+
+    def __init__(self, inner: Convolution):
+        self._inner = inner
+
+    def __call__(self, strip: Tensor, padding: tuple[int, int]) -> Tensor:
+        """See `Convolution`."""
+        return self._inner(strip.float(), padding).to(strip.dtype)
+
+    def fitting(self, rows: int) -> int:
+        """See `Convolution`."""
+        return self._inner.fitting(rows)
