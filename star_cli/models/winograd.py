@@ -87,17 +87,14 @@ class WinogradConvolution(Convolution):
         torch.bmm(self._into.expand(rows, -1, -1), windows, out=wide.transpose(0, 1))
         back = padded.new_empty(points, tiles, TILE, outputs)
         values = padded.new_empty(tiles, points, channels)
-        products = padded.new_empty(tiles, points, outputs)
+        products = padded.new_empty(points, tiles, outputs)
         for row in range(points):
             windows = _windows(by_row[row * rows * line :], tiles, points, channels)
             torch.bmm(self._into.expand(tiles, -1, -1), windows, out=values)
-            for column in range(points):
-                factors, place = (values[:, column], self._weights[row, column]), products[:, column]
-                if row == column == 1:  # at the point 1, whose value counts once for every output
-                    torch.addmm(self._bias, *factors, out=place)
-                else:
-                    torch.mm(*factors, out=place)
-            torch.bmm(self._back.expand(tiles, -1, -1), products, out=back[row])
+            torch.bmm(values.transpose(0, 1), self._weights[row], out=products)
+            if row == 1:  # at the point 1 of rows and columns, whose value counts once for every output
+                products[1] += self._bias
+            torch.bmm(self._back.expand(tiles, -1, -1), products.transpose(0, 1), out=back[row])
         back = back.view(points, rows, columns * TILE * outputs).transpose(0, 1)
         torch.bmm(self._back.expand(rows, -1, -1), back, out=result.view(rows, TILE, -1))
 
