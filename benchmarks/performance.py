@@ -86,7 +86,7 @@ def measure(folder: Path, gpu: bool, more: Sequence[str], only: str | None) -> i
         print(f"measuring {name}", file=sys.stderr, flush=True)
         command = [sys.executable, "-m", "star_cli", "bench", "--json", *flags, *more]
         command += ["--device", "cuda"] if gpu else []
-        switch = {GRAPHS_SWITCH: "1"} if name.endswith("-graphs") else {}
+        switch = {GRAPHS_SWITCH: "1" if name.endswith("-graphs") else "0"}
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False, env=os.environ | switch)
         if done.returncode:
             failed += 1

@@ -10,6 +10,7 @@ from star_cli.errors import OptionError
 from star_cli.models.int8 import check_int8
 
 GRAPHS_SWITCH = "STAR_CUDA_GRAPHS"
+"""Name of the environment variable that `records_graphs` heeds."""
 QUANTIZATIONS = ("none", "int8")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 

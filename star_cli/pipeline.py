@@ -10,6 +10,7 @@ Letters: B images, H W pixels.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from star_cli.generation.drawn import Drawn, OnScale, progress_of_pass
 from star_cli.generation.official import as_published, decode_as_published
 from star_cli.generation.options import SamplingOptions, check_compat
 from star_cli.generation.randomness import Randomness, random_generators
-from star_cli.generation.recorded import Recordings
+from star_cli.generation.recorded import CudaGraphs, Recordings
 from star_cli.generation.sampler import draw
 from star_cli.hardware import choose_device, choose_dtype, choose_quantize, records_graphs
 from star_cli.images import to_uint8, to_uint8_truncated
@@ -93,7 +94,8 @@ class StarPipeline:
         self.words = words
         self.quantize = quantize
         self.decoder = TokenDecoder(vqvae, is_rounded=quantize is not None)
-        self.recordings = Recordings(transformer) if records_graphs(self.device) else None  # one pass at a time
+        is_recording = records_graphs(self.device)
+        self.recordings = Recordings(transformer, partial(CudaGraphs, self.device)) if is_recording else None
         self._nothing: Condition | None = None  # features of the empty prompt, once they are asked for
 
     @classmethod

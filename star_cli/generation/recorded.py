@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
+from threading import get_ident
 
 import torch
 from torch import Tensor
@@ -28,27 +29,41 @@ Play = Callable[[], Tensor]
 """Does again what was recorded; the result is in the same memory each time."""
 Record = Callable[[Callable[[], Tensor]], Play]
 MOST = 2
-"""Recordings kept, for each has a KV cache of its own (depth 30, 1024 px, bfloat16: 2.6 GB)."""
+"""Recordings kept, for each has a KV cache of its own (depth 30, 1024 px, bfloat16: 2.6 GB) beside its activations."""
 _WARM_UPS = 2  # libraries choose their kernels, and take their memory, in the first runs
 
 
-def cuda_graph(run: Callable[[], Tensor]) -> Play:
-    """Record what a call does on the GPU; it must always work on the same memory, and never wait for the GPU."""
-    aside = torch.cuda.Stream()
-    aside.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(aside):
-        for _ in range(_WARM_UPS):
-            run()
-    torch.cuda.current_stream().wait_stream(aside)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        result = run()
+class CudaGraphs:
+    """Records calls on one GPU, in memory that these recordings share: only their results outlive the next one.
 
-    def play() -> Tensor:
-        graph.replay()
-        return result
+    Args:
+        device: the GPU, whether it is torch's current one or not.
+    """
 
-    return play
+    def __init__(self, device: torch.device):
+        self._device = device
+        with torch.cuda.device(device):
+            self._pool, self._stream = torch.cuda.graph_pool_handle(), torch.cuda.Stream()
+
+    def __call__(self, run: Callable[[], Tensor]) -> Play:
+        """Record what a call does; it must always work on the same memory, and never wait for the GPU."""
+        with torch.cuda.device(self._device):
+            usual = torch.cuda.current_stream()
+            self._stream.wait_stream(usual)
+            with torch.cuda.stream(self._stream):
+                for _ in range(_WARM_UPS):
+                    run()
+            usual.wait_stream(self._stream)
+            graph = torch.cuda.CUDAGraph()
+            # "thread_local": the words of a batch's next prompts are read meanwhile, in another thread
+            with torch.cuda.graph(graph, self._pool, self._stream, capture_error_mode="thread_local"):
+                result = run()
+
+        def play() -> Tensor:
+            graph.replay()
+            return result
+
+        return play
 
 
 class RecordedBlocks:
@@ -61,9 +76,7 @@ class RecordedBlocks:
         record: makes a recording of a call.
     """
 
-    def __init__(
-        self, transformer: StarTransformer, prompted: Prompted, schedule: ScaleSchedule, record: Record = cuda_graph
-    ):
+    def __init__(self, transformer: StarTransformer, prompted: Prompted, schedule: ScaleSchedule, record: Record):
         self._transformer, self._schedule = transformer, schedule
         self._prompted = _copy(prompted)
         self._caches = make_caches(transformer.config.depth, schedule.offsets[-2])
@@ -91,33 +104,46 @@ class RecordedBlocks:
 
 
 class Recordings:
-    """Those of one transformer. One pass at a time: a second thread would write into the same memory.
+    """Those of one transformer, for each thread its own: passes that overlap must not write in one memory.
 
     Args:
         transformer: whose blocks.
-        record: makes a recording of a call.
+        new_recorder: gives what makes the recordings of one kind of pass.
     """
 
-    def __init__(self, transformer: StarTransformer, record: Record = cuda_graph):
+    def __init__(self, transformer: StarTransformer, new_recorder: Callable[[], Record]):
         self._transformer = transformer
-        self._record = record
+        self._new_recorder = new_recorder
         self._seen: set[object] = set()
         self._kept: dict[object, RecordedBlocks] = {}
 
     def blocks(self, prompted: Prompted, schedule: ScaleSchedule) -> RecordedBlocks | None:
-        """The recording for a pass, ready for its prompts; None when it is the first of its shape."""
-        shape = (schedule, prompted.heard, prompted.start.shape, *(tensor.shape for tensor in _tensors(prompted)))
-        if shape not in self._seen:
-            self._seen.add(shape)
+        """The recording for a pass, ready for its prompts.
+
+        None when the pass is the first of its kind, or when there is no memory for a recording.
+        """
+        shapes = (prompted.start.shape, *(tensor.shape for tensor in _tensors(prompted)))
+        kind = (get_ident(), schedule, prompted.heard, *shapes)
+        if kind not in self._seen:
+            self._seen.add(kind)
             return None
-        known = self._kept.pop(shape, None)
-        if known is None:
-            while len(self._kept) >= MOST:
-                del self._kept[next(iter(self._kept))]  # the one that was not asked for longest; before memory is taken
-            known = RecordedBlocks(self._transformer, prompted, schedule, self._record)
-        known.begin(prompted)
-        self._kept[shape] = known
+        known = self._kept.pop(kind, None) or self._record(prompted, schedule)
+        if known is not None:
+            known.begin(prompted)
+            self._kept[kind] = known
         return known
+
+    def _record(self, prompted: Prompted, schedule: ScaleSchedule) -> RecordedBlocks | None:
+        while len(self._kept) >= MOST:  # before memory is taken
+            longest_ago = next(iter(self._kept))
+            del self._kept[longest_ago]
+            self._seen.discard(longest_ago)  # kinds that take turns are not recorded each time
+        try:
+            return RecordedBlocks(self._transformer, prompted, schedule, self._new_recorder())
+        except torch.OutOfMemoryError:
+            self._kept.clear()
+            self._seen.clear()
+            return None
 
 
 def _tensors(prompted: Prompted) -> Iterator[Tensor]:
@@ -130,9 +156,11 @@ def _tensors(prompted: Prompted) -> Iterator[Tensor]:
 
 
 def _copy(prompted: Prompted) -> Prompted:
-    """The same in memory of its own."""
+    """What the blocks read of it, in memory of its own."""
     return replace(
         prompted,
+        start=prompted.start.new_empty(0),
+        stable_start=None,
         text=tuple(KeysValues(held.keys.clone(), held.values.clone()) for held in prompted.text),
         text_mask=None if prompted.text_mask is None else prompted.text_mask.clone(),
         modulation_vector=None if prompted.modulation_vector is None else prompted.modulation_vector.clone(),

@@ -25,7 +25,7 @@ class Convolution(ABC):
         """
 
     def fitting(self, rows: int) -> int:
-        """Of a map's next so many rows, how many a strip had best be of; the strip has one more above and below."""
+        """How many of a map's next so many rows a strip had best be of, at least 1; it has one more above and below."""
         return rows
 
 

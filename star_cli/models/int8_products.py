@@ -1,8 +1,9 @@
 """What multiplies whole numbers on a CPU: exact sums, by whichever of torch's libraries does them fast.
 
-Processors that add up four products of bytes at a time (VNNI, AMX) multiply bytes as they are, through oneDNN. Others
-add up pairs in 16 bits, which the largest bytes overflow: there activations keep 7 bits, and FBGEMM multiplies. (2
-cores of such a one, an AMD EPYC with AVX2: oneDNN 5 GOP/s, FBGEMM 270; float32 170.)
+Processors with AVX-512 that add up four products of bytes at a time (VNNI, AMX) multiply bytes as they are, through
+oneDNN. Others add up pairs in 16 bits, which the largest bytes overflow: there activations keep 7 bits, and FBGEMM
+multiplies. (2 cores of such a one, an AMD EPYC with AVX2: oneDNN 5 GOP/s, FBGEMM 270; float32 170.) Those with AVX2
+and VNNI, some of Intel's, count among the others: what oneDNN does on them was not measured.
 
 Letters: l rows, I numbers in, O numbers out.
 """
@@ -10,16 +11,22 @@ Letters: l rows, I numbers in, O numbers out.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
+from threading import Lock
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from star_cli.models.processor import lacks_avx512
+
 LARGEST = 127
 NARROW = 63
 """What 7 bits hold on either side of zero: two products with it and `LARGEST` on top of the zero point fit 16 bits."""
 _ENGINE = "fbgemm"
+_engine_lock = Lock()
 
 
 class Int8Product(Protocol):
@@ -47,8 +54,7 @@ class ByteProduct:
     """
 
     takes = torch.int8
-    at_once = 2**20
-    """So that what lies between the steps stays in the cache."""
+    at_once = 2**20  # so that what lies between the steps stays in the cache
 
     def __init__(self, weight: Tensor):
         values, steps = round_rows(weight)
@@ -73,22 +79,14 @@ class NarrowProduct:
     """
 
     takes = torch.float32
-    at_once = 2**24
-    """It rounds what goes in, and scales what comes out, by itself."""
+    at_once = 2**24  # FBGEMM rounds what goes in, and scales what comes out, piece by piece itself
 
     def __init__(self, weight: Tensor):
         values, steps = round_rows(weight)
         zeros = torch.zeros(len(weight), dtype=torch.int64)
-        before = torch.backends.quantized.engine
-        torch.backends.quantized.engine = _ENGINE
-        try:
-            with warnings.catch_warnings(
-                action="ignore"
-            ):  # that such tensors may go some day: then `_is_narrow` says no
-                rounded = torch._make_per_channel_quantized_tensor(values, steps[:, 0], zeros, 0)
+        with _engine_set(_ENGINE):
+            rounded = torch._make_per_channel_quantized_tensor(values, steps[:, 0], zeros, 0)
             self._packed = torch.ops.quantized.linear_prepack(rounded, None)
-        finally:
-            torch.backends.quantized.engine = before
 
     def __call__(self, rows: Tensor, out: Tensor) -> None:
         """See `Int8Product`."""
@@ -98,6 +96,22 @@ class NarrowProduct:
     def multiply(self, whole: Tensor) -> Tensor:
         """The product alone: float32 (l, I) in -63..63, which it rounds to whole numbers, -> float32 (l, O)."""
         return torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32(whole, 1.0, NARROW + 1, self._packed)
+
+
+@contextmanager
+def _engine_set(name: str) -> Iterator[None]:
+    """Inside, torch packs weights for this library, and does not warn that such tensors may go some day.
+
+    Both belong to the process: one thread at a time. When they have gone, `_is_narrow` says no.
+    """
+    with _engine_lock, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*quantize", category=UserWarning)
+        before = torch.backends.quantized.engine
+        torch.backends.quantized.engine = name
+        try:
+            yield
+        finally:
+            torch.backends.quantized.engine = before
 
 
 def int8_product(weight: Tensor) -> ByteProduct | NarrowProduct:
@@ -129,8 +143,7 @@ def has_int8_products() -> bool:
 @cache
 def _is_narrow() -> bool:
     """Must activations keep 7 bits, and can they? By what the processor is, never by a measurement."""
-    is_wide = torch.backends.cpu.get_cpu_capability() != "AVX2"
-    if (is_wide and _adds_bytes_exactly()) or _ENGINE not in torch.backends.quantized.supported_engines:
+    if (not lacks_avx512() and _adds_bytes_exactly()) or _ENGINE not in torch.backends.quantized.supported_engines:
         return False
     rows, out = torch.full((2, 64), float(NARROW)), torch.empty(2, 8)
     try:

@@ -21,8 +21,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-FEW_ROWS = 128
-"""Up to so many rows oneDNN is the faster one without AVX-512, too."""
+from star_cli.models.processor import has_bfloat16, lacks_avx512
+
+FEW_TOKENS = 64
+"""Up to so many oneDNN is the faster one without AVX-512, too. Of one picture: its tokens must not go by its batch."""
 _GELU_NUMBERS = 2**17
 """Worked on at a time, so that what lies between the steps stays in the cache."""
 _SLOPE = 2 * math.sqrt(2 / math.pi)  # GELU (tanh): x sigmoid(2 sqrt(2 / pi) (x + 0.044715 x^3)), for 1 + tanh(u) =
@@ -46,19 +48,14 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, gelu: bool = F
         return _gelu(F.linear(x, weight, bias)) if gelu else F.linear(x, weight, bias)
     if x.dtype == torch.bfloat16 and not has_bfloat16():
         return linear(x.float(), weight.float(), None if bias is None else bias.float(), gelu).to(x.dtype)
-    is_narrow = torch.backends.cpu.get_cpu_capability() == "AVX2"
-    if not _has_onednn(x.dtype) or (is_narrow and x.shape[:-1].numel() > FEW_ROWS):
+    is_old = lacks_avx512()
+    if not _has_onednn(x.dtype) or (is_old and x.ndim > 1 and x.shape[-2] > FEW_TOKENS):
         out = F.linear(x, weight, bias)
-    elif gelu and not is_narrow:
+    elif gelu and not is_old:
         return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "gelu", [], "tanh")
     else:
         out = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
     return _gelu(out) if gelu else out
-
-
-def has_bfloat16() -> bool:
-    """Does this CPU multiply bfloat16 itself? Torch's way around it is slow: float32 products are 8 times as fast."""
-    return not torch.backends.mkldnn.is_available() or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def _gelu(x: Tensor) -> Tensor:

@@ -131,7 +131,7 @@ class StripDecoder:
         """First row, and the row after the last, of each strip; a strip leaves the convolution `times` as wide."""
         height, width = x.values.shape[-2:]
         row_bytes = max(conv.in_channels, conv.out_channels * times) * width * x.values.element_size()
-        rows = max(1, self._convolutions[conv].fitting(self.strip_bytes // row_bytes))
+        rows = self._convolutions[conv].fitting(max(1, self.strip_bytes // row_bytes))
         for top in range(0, height, rows):
             yield top, min(top + rows, height)
 

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from star_cli.models.convolution import Convolution, PlainConvolution, WidenedConvolution
-from star_cli.models.linear import has_bfloat16
+from star_cli.models.processor import has_bfloat16
 
 TILE = 4
 """Outputs of a tile along a row. With 6, 20 % of the plain way's multiplications are left and not 25, but rounding and
@@ -27,7 +27,8 @@ POINTS = (0.0, 1.0, -1.0, 0.5, -2.0)
 square, 160 and 320 channels); with 2 in place of 1/2 half as much again."""
 NARROWEST = 128
 """Channels in and out from which the products are worth the tables. 2 cores with AVX2, k = 3: 0.9 times the speed of
-oneDNN's convolution at 64 channels, 1.2 at 96, 1.6 at 128, 2.0 at 160, 2.4 at 320; k = 2: 1.0 at 96, 1.5 at 160."""
+oneDNN's convolution at 64 channels, 1.2 at 96, 1.6 at 128, 2.0 at 160, 2.4 at 320; k = 2: 1.0 at 96, 1.5 at 160. Not
+measured with AVX-512."""
 MOST_WEIGHTS = 2**17
 """C O beyond which the weights, which grow four times (k = 2: six), take more memory than the few convolutions of that
 width, at the lowest resolutions, take time."""
@@ -48,8 +49,8 @@ class WinogradConvolution(Convolution):
         into, of_weight, back = tables(side)
         self._into, self._back = into.float().contiguous(), back.float().contiguous()
         both = torch.kron(of_weight, of_weight)  # (a a, k k): rows and columns at once
-        points = both.float() @ weight.detach().permute(2, 3, 1, 0).reshape(side * side, channels * outputs)
-        self._weights = points.view(len(into), len(into), channels, outputs)
+        values = both.float() @ weight.detach().permute(2, 3, 1, 0).reshape(side * side, channels * outputs)
+        self._weights = values.view(len(into), len(into), channels, outputs)
         self._bias = bias.detach()
 
     def __call__(self, strip: Tensor, padding: tuple[int, int]) -> Tensor:
@@ -73,7 +74,8 @@ class WinogradConvolution(Convolution):
     def fitting(self, rows: int) -> int:
         """See `Convolution`: as many as fill whole tiles."""
         beyond = 2 - (len(self._into) - TILE)  # of a kernel of 2 the row above makes one result more
-        return (rows + beyond) // TILE * TILE - beyond
+        whole = (rows + beyond) // TILE * TILE - beyond
+        return whole if whole > 0 else rows
 
     def _tiles(self, padded: Tensor, result: Tensor) -> None:
         """Some rows of tiles: (4 rows + k - 1, 4 columns, C) -> (rows, 4, columns, 4, O), written in place."""

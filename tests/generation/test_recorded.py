@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
+from threading import Thread
 
 import pytest
 import torch
@@ -13,7 +15,7 @@ from torch import Tensor
 from star_cli.generation.drawn import Drawn
 from star_cli.generation.options import SamplingOptions
 from star_cli.generation.randomness import random_generators
-from star_cli.generation.recorded import MOST, Play, Recordings
+from star_cli.generation.recorded import MOST, CudaGraphs, Play, Recordings
 from star_cli.generation.sampler import draw
 from star_cli.hardware import records_graphs
 from star_cli.models.schedule import ScaleSchedule
@@ -71,7 +73,7 @@ def test_tokens_are_those_of_running_blocks(
     changes: dict[str, object], schedule: ScaleSchedule, guidance: float, images: int, seed: int
 ) -> None:
     model = tiny_transformer(**changes)
-    recordings = Recordings(model, again)
+    recordings = Recordings(model, lambda: again)
     options = SamplingOptions(**(OPTIONS.to_dict() | {"guidance": guidance}))
     for number in range(seed, seed + 4):  # runs, is recorded, is played, is played
         given = (number, images, schedule, options)
@@ -86,7 +88,7 @@ def test_first_pass_of_a_shape_is_not_recorded() -> None:
         made += 1
         return again(run)
 
-    recordings = Recordings(model, counting)
+    recordings = Recordings(model, lambda: counting)
     for images, expected in [(1, 0), (2, 0), (1, 4), (1, 4), (2, 8), (1, 8)]:
         drawn(model, recordings, 0, images)
         assert made == expected
@@ -94,15 +96,45 @@ def test_first_pass_of_a_shape_is_not_recorded() -> None:
 
 def test_few_recordings_are_kept_those_asked_for_last() -> None:
     model = tiny_transformer()
-    recordings = Recordings(model, again)
+    recordings = Recordings(model, lambda: again)
     told = {images: model.prompt(text(images)) for images in range(1, MOST + 2)}
     for prompted in told.values():
         assert recordings.blocks(prompted, SCHEDULE) is None
     kept = [recordings.blocks(told[images], SCHEDULE) for images in range(1, MOST + 1)]
     assert recordings.blocks(told[1], SCHEDULE) is kept[0]
-    recordings.blocks(told[MOST + 1], SCHEDULE)
+    assert recordings.blocks(told[MOST + 1], SCHEDULE) is not None
     assert recordings.blocks(told[1], SCHEDULE) is kept[0]
-    assert recordings.blocks(told[2], SCHEDULE) is not kept[1]
+    assert recordings.blocks(told[2], SCHEDULE) is None  # gone: it counts as never seen
+    assert recordings.blocks(told[2], SCHEDULE) not in (None, kept[1])
+
+
+def test_without_memory_for_a_recording_the_pass_runs() -> None:
+    model = tiny_transformer()
+
+    def full(run: Callable[[], Tensor]) -> Play:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    recordings = Recordings(model, lambda: full)
+    for seed in range(3):
+        assert_same(drawn(model, recordings, seed), drawn(model, None, seed))
+
+
+def test_threads_share_no_recording() -> None:
+    model = tiny_transformer()
+    recordings = Recordings(model, lambda: again)
+    prompted, found = model.prompt(text(1)), []
+
+    def ask() -> None:
+        found.extend(recordings.blocks(prompted, SCHEDULE) for _ in range(2))
+
+    ask()
+    other = Thread(target=ask)
+    other.start()
+    other.join()
+    assert found[0] is None
+    assert found[2] is None
+    assert None not in (found[1], found[3])
+    assert found[1] is not found[3]
 
 
 def test_what_leaves_something_out_runs() -> None:
@@ -111,7 +143,7 @@ def test_what_leaves_something_out_runs() -> None:
     def refuse(run: Callable[[], Tensor]) -> Play:
         raise AssertionError("recorded")
 
-    recordings = Recordings(model, refuse)
+    recordings = Recordings(model, lambda: refuse)
     for speed in ("fast", "turbo", "reference"):
         options = SamplingOptions(**(OPTIONS.to_dict() | {"speed": speed}))
         for _ in range(2):
@@ -135,7 +167,7 @@ def test_graphs_are_asked_for_and_are_of_a_gpu(
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_cuda_graphs_draw_the_same_tokens() -> None:
     model, quantizer = tiny_transformer().cuda(), tiny_quantizer().cuda()
-    recordings = Recordings(model)
+    recordings = Recordings(model, partial(CudaGraphs, torch.device("cuda")))
     for seed in range(4):
         told = [condition.to("cuda") for condition in conditions(model.config, 2, seed)]
         given = (model, quantizer, *told, SCHEDULE, OPTIONS)

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from star_cli.errors import OptionError
+from star_cli.generation import filtering
 from star_cli.generation.drawn import Drawn
 from star_cli.generation.filtering import filter_by_sort, filter_logits
 from star_cli.generation.late import KEPT_SHARE, first_late_scale, pivotal_tokens
@@ -189,6 +190,20 @@ def test_the_quick_filter_keeps_what_the_sort_keeps_ties_included(
 ) -> None:
     logits = gain * torch.tensor(rows, dtype=torch.float32)
     assert torch.equal(filter_logits(logits, top_k, top_p), filter_by_sort(logits, top_k, top_p))
+
+
+def test_rows_that_tie_are_sorted_and_the_others_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    logits = torch.randn(1, 6, 64, generator=torch.Generator().manual_seed(0))
+    logits[0, 2], logits[0, 4, :12] = 0.5, 3.0
+    expected, sorted_rows = filter_by_sort(logits, 8, 0.9), []
+
+    def watched(rows: Tensor, top_k: int, top_p: float) -> Tensor:
+        sorted_rows.append(len(rows))
+        return filter_by_sort(rows, top_k, top_p)
+
+    monkeypatch.setattr(filtering, "filter_by_sort", watched)
+    assert torch.equal(filter_logits(logits, 8, 0.9), expected)
+    assert sorted_rows == [2]
 
 
 @laws

@@ -9,10 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from star_cli.models import linear as linear_module
-from star_cli.models.linear import FEW_ROWS, linear, plain_linear
+from star_cli.models.linear import FEW_TOKENS, linear, plain_linear
 from tests.models.builders import laws
 
 HAS_ONEDNN = torch.backends.mkldnn.is_available()
+LIBRARIES = {"mkldnn::_linear_pointwise", "aten::linear"}
 
 
 def layer(shape: tuple[int, ...], outputs: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -58,22 +59,37 @@ def test_where_onednn_is_asked() -> None:
     assert name not in operators(x, weight)  # it has no backward
 
 
+@pytest.fixture
+def lacks_avx512(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
+
+
 @pytest.mark.skipif(not HAS_ONEDNN, reason="this torch has no oneDNN")
 @pytest.mark.parametrize(
-    ("capability", "rows", "is_asked"),
-    [("AVX512", FEW_ROWS + 1, True), ("AVX2", FEW_ROWS, True), ("AVX2", FEW_ROWS + 1, False)],
+    ("capability", "tokens", "is_asked"),
+    [("AVX512", FEW_TOKENS + 1, True), ("AVX2", FEW_TOKENS, True), ("AVX2", FEW_TOKENS + 1, False)],
 )
-def test_onednn_is_asked_by_rows_without_avx512(
-    monkeypatch: pytest.MonkeyPatch, capability: str, rows: int, is_asked: bool
+def test_onednn_is_asked_by_tokens_without_avx512(
+    monkeypatch: pytest.MonkeyPatch, capability: str, tokens: int, is_asked: bool
 ) -> None:
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
-    x, weight, bias = layer((rows, 24), 8)
+    x, weight, bias = layer((2, tokens, 24), 8)
     with torch.no_grad():
         assert ("mkldnn::_linear_pointwise" in operators(x, weight)) == is_asked
         found = linear(x, weight, bias, gelu=True)
     torch.testing.assert_close(found, F.gelu(F.linear(x, weight, bias), approximate="tanh"), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.skipif(not HAS_ONEDNN, reason="this torch has no oneDNN")
+@pytest.mark.usefixtures("lacks_avx512")
+@pytest.mark.parametrize("tokens", [1, 25, FEW_TOKENS, FEW_TOKENS + 1])
+def test_library_does_not_go_by_the_batch(tokens: int) -> None:
+    x, weight, _ = layer((8, tokens, 64), 256)
+    with torch.no_grad():
+        assert operators(x, weight) & LIBRARIES == operators(x[:2], weight) & LIBRARIES
+
+
+@pytest.mark.usefixtures("lacks_avx512")
 def test_gelu_in_place_is_as_exact_as_torch_s() -> None:
     x = torch.cat([torch.linspace(-30, 30, 200_001), torch.tensor([0.0, -0.0, 1e-20, 1e20, -1e20])])
     exact = F.gelu(x.double(), approximate="tanh")
