@@ -27,8 +27,9 @@ FEW_TOKENS = 64
 """Up to so many oneDNN is the faster one without AVX-512, too. Of one picture: its tokens must not go by its batch."""
 _GELU_NUMBERS = 2**17
 """Worked on at a time, so that what lies between the steps stays in the cache."""
-_SLOPE = 2 * math.sqrt(2 / math.pi)  # GELU (tanh): x sigmoid(2 sqrt(2 / pi) (x + 0.044715 x^3)), for 1 + tanh(u) =
-_CUBE = 0.044715 * _SLOPE  # 2 sigmoid(2 u)
+# GELU (tanh) is x sigmoid(2 u) with u = sqrt(2 / pi) (x + 0.044715 x^3), for 1 + tanh(u) = 2 sigmoid(2 u)
+_SLOPE = 2 * math.sqrt(2 / math.pi)
+_CUBE = 0.044715 * _SLOPE
 
 _is_plain = ContextVar("_is_plain", default=False)
 
