@@ -23,7 +23,7 @@ from star_cli.evaluation.speed_floor import describe_profile, fastest_profile, w
 from star_cli.evaluation.speed_machine import describe_machine, describe_versions, measure_ceilings, threads_set
 from star_cli.evaluation.speed_report import FORMAT, FORMAT_VERSION
 from star_cli.evaluation.speed_subject import Precision, Workload, find_shape, load_subject, subjects_of
-from star_cli.hardware import choose_device, choose_dtype, choose_quantize, records_graphs
+from star_cli.hardware import choose_device, choose_dtype, choose_quantize
 
 OnStep = Callable[[str], None]
 """Told what is measured next."""
@@ -116,7 +116,7 @@ def run_bench(bench: Bench, on_step: OnStep = lambda name: None) -> dict[str, An
             **asdict(bench.precision),
             "device": pipe.device.type,
             "dtype": workload.dtype,
-            "cuda_graphs": records_graphs(pipe.device),
+            "cuda_graphs": pipe.recordings is not None,
             **options.to_dict(),
         },
         "machine": machine,

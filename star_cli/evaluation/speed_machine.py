@@ -10,6 +10,7 @@ import platform
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -147,11 +148,12 @@ def _int8_rate(device: torch.device, size: tuple[int, int, int], repeats: int) -
         if not has_int8_products():
             return None
         product = int8_product(weight)
-        whole = rows.mul(10).clamp_(-NARROW, NARROW).to(product.takes)
-        return 2 * m * k * n / _best_seconds(lambda: product.multiply(whole), device, repeats) / GIGA
-    whole, weights = (each.mul(20).to(torch.int8) for each in (rows, weight))
+        multiply, whole = product.multiply, rows.mul(10).clamp_(-NARROW, NARROW).to(product.takes)
+    else:
+        whole, weights = (each.mul(20).to(torch.int8) for each in (rows, weight))
+        multiply = partial(torch._int_mm, mat2=weights.T)
     try:
-        return 2 * m * k * n / _best_seconds(lambda: torch._int_mm(whole, weights.T), device, repeats) / GIGA
+        return 2 * m * k * n / _best_seconds(lambda: multiply(whole), device, repeats) / GIGA
     except (RuntimeError, AttributeError):  # not offered, or a size that it does not take
         return None
 

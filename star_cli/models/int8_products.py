@@ -20,7 +20,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from star_cli.models.processor import lacks_avx512
+from star_cli.models.processor import NOT_THERE, lacks_avx512
 
 LARGEST = 127
 NARROW = 63
@@ -148,8 +148,8 @@ def _is_narrow() -> bool:
     rows, out = torch.full((2, 64), float(NARROW)), torch.empty(2, 8)
     try:
         NarrowProduct(torch.full((8, 64), -float(LARGEST)))(rows, out)
-    except (RuntimeError, AttributeError, NotImplementedError, TypeError):
-        return False  # a torch without them
+    except NOT_THERE:
+        return False
     return bool((out == -64.0 * NARROW * LARGEST).all())
 
 

@@ -96,4 +96,4 @@ def _is_free(*given: Tensor) -> bool:
 
 def _has_onednn(dtype: torch.dtype) -> bool:
     is_there = bool(torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled)
-    return is_there and (dtype == torch.float32 or (dtype == torch.bfloat16 and has_bfloat16()))
+    return is_there and dtype in (torch.float32, torch.bfloat16)

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import torch
 
+NOT_THERE = (RuntimeError, AttributeError, TypeError)
+"""What torch raises for an operator that this processor, or this torch, does not have, or has otherwise."""
+
 
 def lacks_avx512() -> bool:
     """Is it an x86 processor with AVX2 and no more? Their libraries are fast at other sizes."""

@@ -36,6 +36,12 @@ placed_schedules = st.builds(lambda schedule, first: ScaleSchedule(schedule.side
 seeds = st.integers(0, 2**31)
 
 
+def numbers(*shape: int, seed: int = 0) -> Tensor:
+    """Normal random ones; a map (B, C, h, w) channels last."""
+    made = torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+    return made.contiguous(memory_format=torch.channels_last) if len(shape) == 4 else made
+
+
 @st.composite
 def transformer_changes(draw: st.DrawFn) -> dict[str, Any]:
     """Fields that tell one text-conditioned variant from another."""

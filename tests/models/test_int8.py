@@ -16,10 +16,7 @@ from star_cli.models import int8_products
 from star_cli.models.int8 import Int8Weight, check_int8, quantize_blocks
 from star_cli.models.int8_products import NARROW, ByteProduct, Int8Product, NarrowProduct, round_rows
 from star_cli.pipeline import StarPipeline
-
-
-def numbers(*shape: int, seed: int = 0) -> torch.Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+from tests.models.builders import numbers
 
 
 def test_rounded_rows_are_half_a_step_off_at_most() -> None:

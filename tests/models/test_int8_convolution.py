@@ -7,7 +7,6 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import Tensor
 
 from star_cli.generation.decoding import TokenDecoder
 from star_cli.images import to_uint8
@@ -16,15 +15,10 @@ from star_cli.models.int8_convolution import Int8Convolution, has_int8_convoluti
 from star_cli.models.int8_products import round_rows
 from star_cli.models.strips import StripDecoder
 from star_cli.pipeline import StarPipeline
-from tests.models.builders import laws, seeds, tiny_vqvae
+from tests.models.builders import laws, numbers, seeds, tiny_vqvae
 from tests.models.test_strips import f_hat_of
 
 needs_them = pytest.mark.skipif(not has_int8_convolutions(), reason="torch has none for this processor")
-
-
-def numbers(*shape: int, seed: int = 0) -> Tensor:
-    made = torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-    return made.contiguous(memory_format=torch.channels_last) if len(shape) == 4 else made
 
 
 @laws

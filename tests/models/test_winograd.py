@@ -9,22 +9,16 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import Tensor
 
 from star_cli.generation.decoding import TokenDecoder
 from star_cli.images import to_uint8
 from star_cli.models import winograd
 from star_cli.models.strips import StripDecoder
 from star_cli.models.winograd import WinogradConvolution, fewest_multiplications, tables
-from tests.models.builders import laws, seeds, tiny_vqvae
+from tests.models.builders import laws, numbers, seeds, tiny_vqvae
 from tests.models.test_strips import f_hat_of
 
 needs_mkl = pytest.mark.skipif(not torch.backends.mkl.is_available(), reason="this torch has no MKL")
-
-
-def numbers(*shape: int, seed: int = 0) -> Tensor:
-    made = torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-    return made.contiguous(memory_format=torch.channels_last) if len(shape) == 4 else made
 
 
 @pytest.mark.parametrize("side", [2, 3])
