@@ -23,8 +23,8 @@ from star_cli.generation.sampler import draw
 from star_cli.memory import keep_pages
 from star_cli.models.condition import TextCondition
 from star_cli.models.config import TransformerConfig, VQVAEConfig
-from star_cli.models.int8 import quantize_blocks
 from star_cli.models.quantizer import MultiScaleQuantizer
+from star_cli.models.rounding import round_blocks
 from star_cli.models.schedule import ScaleSchedule
 from star_cli.models.transformer import StarTransformer
 from star_cli.pipeline import StarPipeline
@@ -105,7 +105,7 @@ def _time_random(blocks: int) -> None:
         transformer = StarTransformer(config).eval()
         transformer.set_compute_dtype(getattr(torch, dtype))
         if quantize:
-            quantize_blocks(transformer)
+            round_blocks(transformer, quantize)
 
         def call(model: StarTransformer = transformer) -> None:
             draw(model, quantizer, condition, condition, schedule, options, random_generators([0]))

@@ -7,11 +7,10 @@ import os
 import torch
 
 from star_cli.errors import OptionError
-from star_cli.models.int8 import check_int8
+from star_cli.models.rounding import ROUNDINGS, check_rounding
 
 GRAPHS_SWITCH = "STAR_CUDA_GRAPHS"
 """Name of the environment variable that `records_graphs` heeds."""
-QUANTIZATIONS = ("none", "int8")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -57,14 +56,18 @@ def choose_dtype(requested: str, device: torch.device) -> tuple[torch.dtype, str
 def choose_quantize(requested: str | None, device: torch.device, dtype: torch.dtype) -> str | None:
     """How the weights of the blocks are to be rounded; None: not at all.
 
+    Args:
+        requested: one of `ROUNDINGS`, or "none", or None.
+        device: where the blocks will be.
+        dtype: that they will have.
     Raises:
-        OptionError: an unknown name, or not there on this device, in this dtype or on this processor.
+        OptionError: an unknown name, or not there on this device, in this dtype, or without a package.
     """
-    if requested not in (None, *QUANTIZATIONS):
-        raise OptionError(f"--quantize must be {' or '.join(QUANTIZATIONS)}, not {requested}")
-    if requested != "int8":
+    if requested in (None, "none"):
         return None
-    check_int8(device, dtype)
+    if requested not in ROUNDINGS:
+        raise OptionError(f"--quantize must be none, {' or '.join(ROUNDINGS)}, not {requested}")
+    check_rounding(requested, device, dtype)
     return requested
 
 

@@ -33,7 +33,7 @@ from star_cli.images import to_uint8, to_uint8_truncated
 from star_cli.jobs import ImageJob, jobs_of
 from star_cli.models.condition import ClassCondition, Condition
 from star_cli.models.float32 import exact_float32
-from star_cli.models.int8 import quantize_blocks
+from star_cli.models.rounding import round_blocks
 from star_cli.models.schedule import ScaleSchedule
 from star_cli.models.text import TextEncoder
 from star_cli.models.transformer import StarTransformer
@@ -60,7 +60,8 @@ class StarPipeline:
         dtype: of blocks and decoder, for recipes.
         max_batch: images in one pass; more are drawn one pass after another.
         words: all that the model's captions used; None: not known.
-        quantize: how the blocks' weights were rounded and the decoder's will be ("int8"); None: not at all.
+        quantize: how the blocks' weights were rounded, and on a CPU the decoder's will be ("int8", "fp8"); None: not
+            at all.
     """
 
     def __init__(
@@ -112,7 +113,8 @@ class StarPipeline:
             name_or_folder: a name that `star models` lists, or a path.
             device: "auto", "cpu", "cuda", "mps".
             dtype: "auto", "float32", "bfloat16", "float16".
-            quantize: "int8" rounds the weights of blocks and decoder, on a CPU; None or "none" does not.
+            quantize: "int8" rounds the weights of the blocks, on a CPU the decoder's, too; "fp8" the blocks', on a
+                GPU; None or "none" does not.
         Raises:
             ModelNotFoundError: no such model.
             ModelFolderError: it is incomplete or damaged.
@@ -124,7 +126,7 @@ class StarPipeline:
         folder = find_model(name_or_folder)
         transformer = folder.load_transformer(chosen_device, chosen_dtype)
         if rounding is not None:
-            quantize_blocks(transformer)
+            round_blocks(transformer, rounding)
         return cls(
             name=folder.name,
             model_hash=folder.hash,

@@ -35,6 +35,7 @@ def run_on_ray(
     policy: Policy,
     device: str,
     dtype: str,
+    quantize: str | None,
     folder: BatchFolder,
     on_event: OnEvent,
     on_ready: Callable[[Callable[[], None]], None],
@@ -46,6 +47,7 @@ def run_on_ray(
         policy: what to do; `batch_size` is 8 when it is None.
         device: "auto" takes the cluster's GPUs, or CPUs where it has none.
         dtype: of the model.
+        quantize: how its weights are rounded; None: not at all.
         folder: entered, on this machine.
         on_event: told of everything; results in the order of the input.
         on_ready: given what stops the work.
@@ -71,7 +73,7 @@ def run_on_ray(
     try:
         for group in Selection(plan, folder, policy, order, lambda setting: _ALL, stopped).passes():
             on_event(Event("drawing", group[0].job))
-            for todo, drawn in _draw_on_ray(ray, plan, policy, group, device, dtype):
+            for todo, drawn in _draw_on_ray(ray, plan, policy, group, device, dtype, quantize):
                 _deliver(todo, drawn, folder, order, writers)
                 tell(order.take())
                 summary.gave_up = policy.gives_up(summary.new_failures)
@@ -120,7 +122,7 @@ def _deliver(todo: Todo, drawn: dict[str, Any], folder: BatchFolder, order: InOr
 
 
 def _draw_on_ray(
-    ray: Any, plan: Plan, policy: Policy, group: list[Todo], device: str, dtype: str
+    ray: Any, plan: Plan, policy: Policy, group: list[Todo], device: str, dtype: str, quantize: str | None
 ) -> Iterator[tuple[Todo, dict[str, Any]]]:
     """Jobs of one shape, each with the bytes of its file or why there are none, in whatever order they come."""
     setting = group[0].job.row.setting
@@ -145,6 +147,7 @@ def _draw_on_ray(
             "model": plan.folder.path,
             "device": device,
             "dtype": dtype,
+            "quantize": quantize,
             "res": setting.res,
             "sampling": setting.sampling.to_dict(),
         },
@@ -160,8 +163,8 @@ def _draw_on_ray(
 class DrawActor:
     """Holds a model on one machine of the cluster, and draws the batches that Ray Data hands it."""
 
-    def __init__(self, model: Path, device: str, dtype: str, res: int, sampling: dict[str, Any]):
-        self._pipe = StarPipeline.from_pretrained(model, device=device, dtype=dtype)
+    def __init__(self, model: Path, device: str, dtype: str, quantize: str | None, res: int, sampling: dict[str, Any]):
+        self._pipe = StarPipeline.from_pretrained(model, device, dtype, quantize)
         self._res = res
         self._sampling = SamplingOptions.from_dict(sampling)
 

@@ -22,7 +22,7 @@ from star_cli.batch.plan import Job, Plan
 from star_cli.batch.runner import BatchRunner
 from star_cli.batch.selection import Policy
 from star_cli.errors import OptionError, OutputError, StarError
-from star_cli.hardware import choose_device
+from star_cli.hardware import choose_device, choose_dtype, choose_quantize
 from star_cli.pipeline import StarPipeline
 
 if TYPE_CHECKING:
@@ -42,6 +42,7 @@ class _Task:
     folder: Path
     device: str
     dtype: str
+    quantize: str | None
 
 
 def find_devices(text: str) -> list[str]:
@@ -70,6 +71,7 @@ def run_on_devices(
     policy: Policy,
     devices: list[str],
     dtype: str,
+    quantize: str | None,
     folder: BatchFolder,
     on_event: OnEvent,
     on_ready: Callable[[Callable[[], None]], None],
@@ -81,12 +83,17 @@ def run_on_devices(
         policy: for each process.
         devices: of torch.
         dtype: of the model.
+        quantize: how its weights are rounded; None: not at all.
         folder: entered.
         on_event: told of everything; results in the order of the input.
         on_ready: given what stops the work.
     Raises:
+        OptionError: one of the devices cannot round weights so.
         StarError: a process could not go on, and the others could not do its part.
     """
+    for device in devices:  # before each process finds it out for itself
+        where, _ = choose_device(device)
+        choose_quantize(quantize, where, choose_dtype(dtype, where)[0])
     context = multiprocessing.get_context("spawn")
     events: Any = context.Queue()
     ends: list[Connection] = []  # of pipes; no Event: its `set` waits for sleepers that may have died in their sleep
@@ -108,7 +115,7 @@ def run_on_devices(
     on_ready(stop_all)
     try:
         for device in devices:
-            task = _Task(plan, policy, folder.path, device, dtype)
+            task = _Task(plan, policy, folder.path, device, dtype, quantize)
             heard, end = context.Pipe(duplex=False)
             ends.append(end)
             process = context.Process(target=_work, args=(task, events, heard), daemon=True)
@@ -213,7 +220,7 @@ def _work(task: _Task, events: Any, stop: Connection) -> None:
     """One process: load the model, do what nobody else does."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # blocked until here; the parent says when to stop
     try:
-        pipe = StarPipeline.from_pretrained(task.plan.folder.path, device=task.device, dtype=task.dtype)
+        pipe = StarPipeline.from_pretrained(task.plan.folder.path, task.device, task.dtype, task.quantize)
         with BatchFolder(task.folder) as folder:
             runner = BatchRunner(pipe, task.plan, folder, task.policy)
             threading.Thread(target=_watch, args=(stop, runner), daemon=True).start()

@@ -94,8 +94,6 @@ def batch(
     policy = _policy(batch_size, redo, retry_failed, max_failures, shard)
     if devices is not None and (device is not None or engine == "ray"):
         raise OptionError("--devices stands alone", "leave out --device and --engine")
-    if quantize == "int8" and (devices is not None or engine == "ray"):
-        raise OptionError("--quantize int8 draws in this process, on a CPU", "leave out --devices and --engine")
     values = {"device": "auto", "dtype": "auto", **user_defaults()}
     usual = values.pop("format", "png")
     values |= {name: value for name, value in given.items() if value is not None}
@@ -180,15 +178,15 @@ Work = Callable[["BatchFolder", "OnEvent", Callable[[Callable[[], None]], None]]
 
 def _workers(plan: Plan, values: Mapping[str, Any], policy: Policy, devices: str | None, engine: str | None) -> Work:
     """What will draw: this process, one process a GPU, or a Ray cluster. The model is loaded when it is needed."""
-    device, dtype = str(values["device"]), str(values["dtype"])
+    device, dtype, quantize = str(values["device"]), str(values["dtype"]), values.get("quantize")
     if engine == "ray":
         from star_cli.batch.ray_engine import run_on_ray
 
-        return partial(run_on_ray, plan, policy, device, dtype)
+        return partial(run_on_ray, plan, policy, device, dtype, quantize)
     if devices is not None:
         from star_cli.batch.workers import find_devices, run_on_devices
 
-        return partial(run_on_devices, plan, policy, find_devices(devices), dtype)
+        return partial(run_on_devices, plan, policy, find_devices(devices), dtype, quantize)
 
     def here(folder: BatchFolder, on_event: OnEvent, on_ready: Callable[[Callable[[], None]], None]) -> Summary:
         from star_cli.batch.runner import BatchRunner
@@ -196,9 +194,7 @@ def _workers(plan: Plan, values: Mapping[str, Any], policy: Policy, devices: str
         from star_cli.pipeline import StarPipeline
 
         keep_pages()
-        pipe = StarPipeline.from_pretrained(
-            plan.folder.path, device=device, dtype=dtype, quantize=values.get("quantize")
-        )
+        pipe = StarPipeline.from_pretrained(plan.folder.path, device, dtype, quantize)
         runner = BatchRunner(pipe, plan, folder, policy)
         on_ready(runner.stop)
         return runner.run(on_event)

@@ -10,7 +10,7 @@ import typer
 Format = Literal["png", "webp", "jpeg"]
 Device = Literal["auto", "cpu", "cuda", "mps"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
-Quantize = Literal["none", "int8"]
+Quantize = Literal["none", "int8", "fp8"]
 Compat = Literal["none", "official"]
 Speed = Literal["reference", "exact", "fast", "turbo"]
 
@@ -186,7 +186,9 @@ DtypeOpt = Annotated[
 ]
 QuantizeOpt = Annotated[
     Quantize | None,
-    typer.Option("--quantize", help="int8: faster on a CPU, slightly other pictures. Default: none."),
+    typer.Option(
+        "--quantize", help="Weights of one byte, slightly other pictures: int8, or fp8 on a GPU. Default: none."
+    ),
 ]
 FromImageOpt = Annotated[
     Path | None,

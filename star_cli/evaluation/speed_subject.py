@@ -25,7 +25,7 @@ from star_cli.jobs import ImageJob
 from star_cli.models.condition import TextCondition
 from star_cli.models.config import TextEncoderConfig, TransformerConfig
 from star_cli.models.flops import count_parameters
-from star_cli.models.int8 import quantize_blocks
+from star_cli.models.rounding import round_blocks
 from star_cli.models.schedule import ScaleSchedule
 from star_cli.models.text import TextEncoder
 from star_cli.models.transformer import StarTransformer
@@ -164,7 +164,7 @@ def _random_subject(shape: str, precision: Precision) -> Subject:
     text = model.text_encoder
     transformer = _filled(StarTransformer, model.transformer, device, dtype)
     if rounding is not None:
-        quantize_blocks(transformer)
+        round_blocks(transformer, rounding)
     pipeline = StarPipeline(
         name=shape,
         model_hash="",

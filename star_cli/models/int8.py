@@ -19,13 +19,7 @@ from torch import Tensor, nn
 
 from star_cli.errors import OptionError
 from star_cli.models.int8_products import Int8Product, has_int8_products, int8_product
-from star_cli.models.transformer import StarTransformer
 
-_LAYERS = (
-    *("self_attention.qkv", "self_attention.out", "cross_attention.q", "cross_attention.out"),
-    *("feed_forward.enter", "feed_forward.leave"),
-)
-"""What every token passes through. What is computed once a prompt (text keys and values, modulation) stays float32."""
 _DTYPE = Tensor.dtype.__get__  # type: ignore[attr-defined]
 
 
@@ -65,20 +59,6 @@ class Int8Weight(Tensor):
             return func(*args, **(kwargs or {}))
 
 
-def quantize_blocks(transformer: StarTransformer) -> None:
-    """Round the weights of the blocks, in place; the head, and all that follows it, stays float32.
-
-    Raises:
-        OptionError: not on a CPU, float16, or this CPU does not add up int8 products exactly.
-    """
-    check_int8(transformer.start_position.device, transformer.start_position.dtype)
-    for block in transformer.blocks:
-        for name in _LAYERS:
-            part, _, layer = name.partition(".")
-            if (holder := getattr(block, part)) is not None:  # no cross-attention in a model that draws classes
-                _quantize(getattr(holder, layer))
-
-
 def check_int8(device: torch.device, dtype: torch.dtype) -> None:
     """Is int8 there?
 
@@ -86,15 +66,16 @@ def check_int8(device: torch.device, dtype: torch.dtype) -> None:
         OptionError: not on a CPU, float16, or this CPU does not add up int8 products exactly.
     """
     if device.type != "cpu":
-        raise OptionError(f"int8 is there on a CPU only, not on {device.type}", "leave out --quantize, or --device cpu")
+        raise OptionError(f"int8 is there on a CPU or an NVIDIA GPU, not on {device.type}", "leave out --quantize")
     if dtype not in (torch.float32, torch.bfloat16):
         raise OptionError("int8 goes with float32 and bfloat16 alone", "leave out --dtype")
     if not has_int8_products():
         raise OptionError("this processor does not add up int8 products exactly", "leave out --quantize")
 
 
-def _quantize(layer: nn.Module) -> None:
-    weight = Int8Weight.of(layer.weight)  # type: ignore[arg-type]
+def round_layer(layer: nn.Linear) -> None:
+    """Round the weight of a float32 or bfloat16 layer, in place; `check_int8` says whether it can be multiplied."""
+    weight = Int8Weight.of(layer.weight)
     del layer.weight
     layer.register_buffer("weight", weight)
 

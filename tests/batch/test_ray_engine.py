@@ -37,7 +37,9 @@ def test_ray_draws_the_same_images(tmp_path: Path, plan_of: PlanOf, run_batch: R
     plan = plan_of("a\nb\nc\nd\ne\n", num=2)
     events: list[Event] = []
     with BatchFolder(tmp_path / "ray") as folder:
-        summary = run_on_ray(plan, Policy(batch_size=3), "cpu", "float32", folder, events.append, lambda stop: None)
+        summary = run_on_ray(
+            plan, Policy(batch_size=3), "cpu", "float32", None, folder, events.append, lambda stop: None
+        )
     assert (summary.done, summary.failed) == (10, 0)
     assert [event.job.index for event in events if event.kind == "done" and event.job] == list(range(1, 11))
     run_batch(plan, tmp_path / "here")
@@ -54,7 +56,7 @@ def test_without_ray_the_extra_is_named(tmp_path: Path, plan_of: PlanOf, monkeyp
 
     monkeypatch.setitem(sys.modules, "ray", None)
     with BatchFolder(tmp_path) as folder, pytest.raises(OptionError, match="--engine ray needs Ray") as caught:
-        run_on_ray(plan_of("x"), Policy(), "cpu", "float32", folder, lambda event: None, lambda stop: None)
+        run_on_ray(plan_of("x"), Policy(), "cpu", "float32", None, folder, lambda event: None, lambda stop: None)
     assert caught.value.hint == "pip install 'star-cli[ray]'"
 
 
@@ -77,7 +79,7 @@ def test_failures_of_earlier_runs_do_not_count_as_too_many(
         with BatchFolder(tmp_path) as folder:
             policy = Policy(max_failures=most)
             plan = plan_of(prompts)
-            return ray_engine.run_on_ray(plan, policy, "cpu", "float32", folder, lambda _: None, lambda _: None)
+            return ray_engine.run_on_ray(plan, policy, "cpu", "float32", None, folder, lambda _: None, lambda _: None)
 
     assert run("b\n", None).failed == 1
     again = run("b\na\nc\nd\n", 1)

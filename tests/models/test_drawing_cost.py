@@ -14,8 +14,9 @@ from star_cli.generation.randomness import random_generators
 from star_cli.generation.sampler import draw
 from star_cli.models.config import VQVAEConfig
 from star_cli.models.drawing_cost import Drawing, drawing_costs
-from star_cli.models.int8 import Int8Weight, quantize_blocks
+from star_cli.models.int8 import Int8Weight
 from star_cli.models.linear import plain_linear
+from star_cli.models.rounding import round_blocks
 from star_cli.models.vqvae import Double, MultiScaleVQVAE, ResidualBlock
 from tests.models.builders import SIDES, TEXT_TOKENS, TINY_VQVAE, conditions, tiny_transformer
 from tests.models.test_transformer import VARIANTS
@@ -78,7 +79,7 @@ def test_half_precision_halves_what_the_blocks_move_and_leaves_the_head() -> Non
 
 def test_quantised_are_the_layers_that_int8_rounds_and_no_others() -> None:
     model = tiny_transformer(modulation="text")
-    quantize_blocks(model)
+    round_blocks(model, "int8")
     numbers = sum(buffer.numel() for buffer in model.buffers() if isinstance(buffer, Int8Weight))
     plain, quantised = (_costs(transformer=model.config, is_guided=False, weight_size=size) for size in (None, 1))
     for scale, tokens in enumerate(SIDES.sizes):

@@ -13,8 +13,9 @@ from torch import nn
 
 from star_cli.errors import OptionError
 from star_cli.models import int8_products
-from star_cli.models.int8 import Int8Weight, check_int8, quantize_blocks
+from star_cli.models.int8 import Int8Weight, check_int8
 from star_cli.models.int8_products import NARROW, ByteProduct, Int8Product, NarrowProduct, round_rows
+from star_cli.models.rounding import round_blocks
 from star_cli.pipeline import StarPipeline
 from tests.models.builders import numbers
 
@@ -137,7 +138,7 @@ def test_picture_is_the_same_in_any_batch_in_every_precision(
 
 @pytest.mark.parametrize(
     ("device", "dtype", "words"),
-    [("meta", torch.float32, "on a CPU only"), ("cpu", torch.float16, "with float32 and bfloat16 alone")],
+    [("meta", torch.float32, "on a CPU or an NVIDIA GPU"), ("cpu", torch.float16, "with float32 and bfloat16 alone")],
 )
 def test_int8_is_refused_where_it_is_not_there(device: str, dtype: torch.dtype, words: str) -> None:
     with pytest.raises(OptionError, match=words):
@@ -200,12 +201,12 @@ def test_torch_without_such_tensors_falls_back(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_unknown_rounding_is_refused(tiny_model_folder: str) -> None:
-    with pytest.raises(OptionError, match="--quantize must be none or int8, not int4"):
+    with pytest.raises(OptionError, match="--quantize must be none, int8 or fp8, not int4"):
         StarPipeline.from_pretrained(tiny_model_folder, quantize="int4")
 
 
 @pytest.fixture
 def own_rounded(tiny_model_folder: str) -> StarPipeline:
     pipe = StarPipeline.from_pretrained(tiny_model_folder, device="cpu", dtype="float32")
-    quantize_blocks(pipe.transformer)
+    round_blocks(pipe.transformer, "int8")
     return pipe

@@ -1,0 +1,64 @@
+"""Weights of linear layers in one byte on a GPU, by torchao (`pip install 'star-cli[gpu]'`).
+
+- int8: weights alone, a scale for each output; products are of the activations' dtype. Half the memory of bfloat16.
+- fp8: activations, too (float8_e4m3fn), a scale for each token; products of 8 bits, on GPUs that have them.
+
+torchao does both on a CPU, too, slowly: that is where they are tested.
+"""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+
+import torch
+from torch import nn
+
+from star_cli.errors import OptionError
+
+_FP8_FROM = (8, 9)
+"""Compute capability from which a GPU multiplies 8-bit floats: Ada, Hopper."""
+
+
+def check_torchao(rounding: str, device: torch.device, dtype: torch.dtype) -> None:
+    """Is a rounding there on a GPU?
+
+    Args:
+        rounding: "int8" or "fp8".
+        device: the GPU.
+        dtype: of the layers.
+    Raises:
+        OptionError: torchao is not installed; for fp8, the GPU does not multiply it, or the layers are not bfloat16.
+    """
+    if find_spec("torchao") is None:
+        hint = "pip install 'star-cli[gpu]', or leave out --quantize"
+        raise OptionError("--quantize on a GPU needs torchao, which is not installed", hint)
+    if rounding != "fp8":
+        return
+    if torch.cuda.get_device_capability(device) < _FP8_FROM:
+        raise OptionError("this GPU does not multiply 8-bit floats", "use --quantize int8, or leave it out")
+    if dtype != torch.bfloat16:
+        raise OptionError("fp8 goes with bfloat16 alone", "leave out --dtype")
+
+
+def round_by_torchao(layer: nn.Linear, rounding: str) -> None:
+    """Round a layer's weight in place; it goes on saying that its dtype is the one it had.
+
+    Raises:
+        OptionError: a weight whose shape such products do not take.
+    """
+    from torchao.quantization import (
+        Float8DynamicActivationFloat8WeightConfig,
+        Int8WeightOnlyConfig,
+        PerRow,
+        quantize_,
+    )
+
+    unrounded = type(layer.weight)
+    # the settings of torch's compiler are the whole process's, and nothing is compiled here
+    if rounding == "fp8":
+        quantize_(layer, Float8DynamicActivationFloat8WeightConfig(granularity=PerRow(), set_inductor_config=False))
+    else:
+        quantize_(layer, Int8WeightOnlyConfig(set_inductor_config=False))
+    if type(layer.weight) is unrounded:  # torchao passes over what it cannot do
+        shape = tuple(layer.weight.shape)
+        raise OptionError(f"{rounding} cannot multiply weights of shape {shape}", "leave out --quantize")
