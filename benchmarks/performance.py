@@ -33,6 +33,7 @@ LEVELS: Mapping[str, Sequence[str]] = {
     **{level: ("--speed", level) for level in ("reference", "fast", "turbo")},
     "int8": ("--quantize", "int8"),
     "turbo-int8": ("--speed", "turbo", "--quantize", "int8"),
+    "fp8": ("--quantize", "fp8"),
     "graphs": (),
 }
 """Flags of each level of speed, the usual one first, by what its files are called; "graphs" is a variable's."""
@@ -63,7 +64,7 @@ def measurements(gpu: bool) -> Iterator[tuple[str, list[str]]]:
     """Name of each file, and the flags of `star bench` that fill it."""
     for level, flags in LEVELS.items():
         for dtype in ("float32", "bfloat16"):
-            if (gpu and "int8" in flags) or (level == "graphs" and not gpu):
+            if not _is_measured(level, dtype, gpu):
                 continue
             named = "-".join(filter(None, (dtype, level)))
             for model, sizes in SHIPPED.items():
@@ -73,6 +74,10 @@ def measurements(gpu: bool) -> Iterator[tuple[str, list[str]]]:
             for shape in GPU_SHAPES if gpu else CPU_SHAPES:
                 repeat = "10" if gpu else "3"
                 yield f"{shape}-{named}", ["--shape", shape, "--dtype", dtype, "--repeat", repeat, *flags]
+
+
+def _is_measured(level: str, dtype: str, gpu: bool) -> bool:
+    return (gpu or level not in ("graphs", "fp8")) and not (level == "fp8" and dtype == "float32")
 
 
 def measure(folder: Path, gpu: bool, more: Sequence[str], only: str | None) -> int:

@@ -13,6 +13,7 @@ from star_cli.evaluation.speed_machine import floor_seconds
 from star_cli.evaluation.speed_profile import PARTS, Times, clocks_around
 from star_cli.evaluation.speed_subject import Workload
 from star_cli.models.drawing_cost import Cost, Drawing, Place, drawing_costs
+from star_cli.models.rounding import product_dtype
 
 
 def fastest_profile(workload: Workload, images: int, repeat: int) -> Times:
@@ -75,7 +76,8 @@ def describe_profile(
 
     Unknown floors are None: nothing is counted of the stable head, nor of what no clock was around.
     """
-    dtype, schedule, weights = workload.dtype, workload.schedule, workload.subject.pipeline.quantize
+    pipe, dtype, schedule = workload.subject.pipeline, workload.dtype, workload.schedule
+    weights = product_dtype(pipe.quantize, pipe.device)
     floors = {place: floor_seconds(cost, ceilings, dtype, weights) for place, cost in costs.items()}
 
     def row(places: Sequence[Place]) -> dict[str, Any]:

@@ -121,9 +121,11 @@ def measure_ceilings(
             continue  # offered, and slower than any other
         rates["gemm"][name] = max(_product_rate(device, dtype, size, repeats) for size in products)
         rates["convolution"][name] = max(_convolution_rate(device, dtype, size, repeats) for size in convolutions)
-    whole = [rate for size in products if (rate := _int8_rate(device, size, repeats)) is not None]
-    if whole:
-        rates["gemm"]["int8"] = max(whole)
+    # on a CPU torch has fp8 for trials alone
+    of_a_byte = {"int8": _int8_rate} | ({"fp8": _fp8_rate} if device.type == "cuda" else {})
+    for name, measure in of_a_byte.items():
+        if found := [rate for size in products if (rate := measure(device, size, repeats)) is not None]:
+            rates["gemm"][name] = max(found)
     if device.type == "cpu" and has_int8_convolutions():
         rates["convolution"]["int8"] = max(_int8_convolution_rate(size, repeats) for size in convolutions)
     source = torch.ones(copy_bytes // 4, device=device)
@@ -154,6 +156,19 @@ def _int8_rate(device: torch.device, size: tuple[int, int, int], repeats: int) -
         multiply = partial(torch._int_mm, mat2=weights.T)
     try:
         return 2 * m * k * n / _best_seconds(lambda: multiply(whole), device, repeats) / GIGA
+    except (RuntimeError, AttributeError):  # not offered, or a size that it does not take
+        return None
+
+
+def _fp8_rate(device: torch.device, size: tuple[int, int, int], repeats: int) -> float | None:
+    """A scale for each row of both factors; None where torch has no such product for this device."""
+    m, k, n = size
+    rows, weight = (_random(*shape, device=device).to(torch.float8_e4m3fn) for shape in ((m, k), (n, k)))
+    scales = {"scale_a": torch.ones(m, 1, device=device), "scale_b": torch.ones(1, n, device=device)}
+    multiply: Any = torch._scaled_mm
+    call = partial(multiply, rows, weight.T, **scales, out_dtype=torch.bfloat16, use_fast_accum=True)
+    try:
+        return 2 * m * k * n / _best_seconds(call, device, repeats) / GIGA
     except (RuntimeError, AttributeError):  # not offered, or a size that it does not take
         return None
 
@@ -199,7 +214,7 @@ def floor_seconds(cost: Cost, ceilings: dict[str, dict[str, float]], dtype: str,
         cost: of a part.
         ceilings: from `measure_ceilings`.
         dtype: of blocks and decoder; at the rates of float32 where the ceilings leave it out.
-        weights: dtype that quantised layers run in, such as "int8"; `dtype` when None.
+        weights: dtype that rounded layers multiply in, such as "int8"; `dtype` when None.
     """
     gemm, convolution = ceilings["gemm"], ceilings["convolution"]
     if dtype not in gemm:

@@ -47,14 +47,19 @@ def round_blocks(transformer: StarTransformer, rounding: str) -> None:
     """
     device = transformer.start_position.device
     check_rounding(rounding, device, transformer.start_position.dtype)
-    for layer in _rounded_layers(transformer):
+    for layer in rounded_layers(transformer):
         if device.type == "cuda":
             round_by_torchao(layer, rounding)
         else:
             round_layer(layer)
 
 
-def _rounded_layers(transformer: StarTransformer) -> Iterator[nn.Linear]:
+def product_dtype(rounding: str | None, device: torch.device) -> str | None:
+    """Name of the dtype in which rounded layers multiply; None: that of the blocks, for weights alone were rounded."""
+    return None if rounding == "int8" and device.type == "cuda" else rounding
+
+
+def rounded_layers(transformer: StarTransformer) -> Iterator[nn.Linear]:
     """Those whose weights a rounding is for."""
     for block in transformer.blocks:
         for name in _LAYERS:

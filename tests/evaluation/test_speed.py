@@ -17,7 +17,7 @@ from star_cli.errors import ModelNotFoundError, OptionError
 from star_cli.evaluation import speed, speed_subject
 from star_cli.evaluation.speed import Bench, Effort, run_bench
 from star_cli.evaluation.speed_floor import fastest_profile, workload_costs
-from star_cli.evaluation.speed_machine import floor_seconds, threads_set
+from star_cli.evaluation.speed_machine import _fp8_rate, floor_seconds, threads_set
 from star_cli.evaluation.speed_profile import PARTS, Clocks, clocks_around
 from star_cli.evaluation.speed_report import compare, tables
 from star_cli.evaluation.speed_subject import SHAPES, Precision, Subject, Workload, find_shape, load_subject
@@ -107,6 +107,12 @@ def test_int8_hastens_the_layers_that_are_rounded_alone() -> None:
     assert floor_seconds(cost, ceilings, "bfloat16") == 5.0
     assert floor_seconds(cost, ceilings, "bfloat16", "int8") == 3.0
     assert floor_seconds(cost, CEILINGS, "bfloat16", "int8") == 5.0  # no such product was measured
+
+
+def test_fp8_is_multiplied_with_a_scale_for_each_row() -> None:
+    rate = _fp8_rate(torch.device("cpu"), (32, 64, 48), repeats=1)
+    assert rate is not None
+    assert rate > 0
 
 
 def test_int8_hastens_the_convolutions_that_are_rounded_alone() -> None:

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from star_cli.errors import OptionError
 from star_cli.hardware import choose_quantize
-from star_cli.models import rounding, torchao_weights
-from star_cli.models.rounding import check_rounding, round_blocks
+from star_cli.models import torchao_weights
+from star_cli.models.rounding import check_rounding, rounded_layers
 from star_cli.models.torchao_weights import check_torchao, round_by_torchao
 from star_cli.pipeline import StarPipeline
 from tests.models.builders import numbers
@@ -86,15 +86,12 @@ def test_shape_that_fp8_does_not_take_is_refused() -> None:
 
 @pytest.mark.usefixtures("torchao")
 @both
-def test_model_draws_with_such_weights_in_its_blocks_alone(
-    tiny_model_folder: str, monkeypatch: pytest.MonkeyPatch, name: str
-) -> None:
+def test_model_draws_with_such_weights_in_its_blocks_alone(tiny_model_folder: str, name: str) -> None:
     pipe = StarPipeline.from_pretrained(tiny_model_folder, device="cpu", dtype="bfloat16")
     usual = pipe("a red circle", seed=3)[0]
-    monkeypatch.setattr(rounding, "check_rounding", lambda *given: None)
-    monkeypatch.setattr(rounding, "round_layer", lambda layer: round_by_torchao(layer, name))
     kinds = {key: type(tensor) for key, tensor in pipe.transformer.state_dict().items()}
-    round_blocks(pipe.transformer, name)
+    for layer in rounded_layers(pipe.transformer):
+        round_by_torchao(layer, name)
     changed = {key for key, tensor in pipe.transformer.state_dict().items() if type(tensor) is not kinds[key]}
     assert len(changed) == 6 * pipe.transformer.config.depth
     assert all(key.startswith("blocks.") and key.endswith(".weight") for key in changed)
