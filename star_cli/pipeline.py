@@ -21,6 +21,7 @@ from star_cli.asked import checked_resolution
 from star_cli.checkpoints.folder import usual_resolution
 from star_cli.checkpoints.known import SHIPPED, find_model
 from star_cli.generated import GeneratedImage
+from star_cli.generation.copies import Copies, one_behind
 from star_cli.generation.decoding import TokenDecoder
 from star_cli.generation.drawn import Drawn, OnScale, progress_of_pass
 from star_cli.generation.official import as_published, decode_as_published
@@ -266,11 +267,9 @@ class StarPipeline:
             return
         with exact_float32(self.device):
             drawn = self._draw(told, schedule, options, random_generators([job.seed for job in jobs]), on_scale)
-        for row, job in enumerate(jobs):
-            token_maps = [token_map[row] for token_map in drawn.token_maps]
-            f_hat = drawn.f_hat if options.smooth else self.decoder.f_hat(token_maps, schedule)
-            pixels, recipe = to_uint8(self.decoder.pixels(f_hat)), self._recipe(job, res, options)
-            yield GeneratedImage(pixels, recipe, [token_map.cpu() for token_map in token_maps])
+        decoded = one_behind(self._decode(drawn, row, schedule, options) for row in range(len(jobs)))
+        for job, (pixels, *token_maps) in zip(jobs, decoded, strict=True):
+            yield GeneratedImage(pixels, self._recipe(job, res, options), token_maps)
 
     def _draw(
         self,
@@ -282,6 +281,12 @@ class StarPipeline:
     ) -> Drawn:
         parts = (self.transformer, self.vqvae.quantizer)
         return draw(*parts, *told, schedule, options, randomness, on_scale, self.recordings)
+
+    def _decode(self, drawn: Drawn, row: int, schedule: ScaleSchedule, options: SamplingOptions) -> Copies:
+        """Pixels (H, W, 3) and token maps of one image."""
+        token_maps = [token_map[row] for token_map in drawn.token_maps]
+        f_hat = drawn.f_hat if options.smooth else self.decoder.f_hat(token_maps, schedule)
+        return Copies([to_uint8(self.decoder.pixels(f_hat)), *token_maps])
 
     @torch.inference_mode()
     def _draw_as_published(

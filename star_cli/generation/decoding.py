@@ -41,10 +41,10 @@ class TokenDecoder:
 
     @torch.inference_mode()
     def pixels(self, f_hat: Tensor) -> Tensor:
-        """(1, C, h, w) -> (3, H, W), float32 in -1..1, on the CPU."""
+        """(1, C, h, w) -> (3, H, W), float32 in -1..1, on the device of f_hat."""
         decode = self._in_strips if f_hat.device.type == "cpu" else self.vqvae.decode
         with exact_float32(f_hat.device):
-            return decode(f_hat)[0].cpu()
+            return decode(f_hat)[0]
 
     @cached_property
     def _in_strips(self) -> StripDecoder:
