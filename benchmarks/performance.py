@@ -28,15 +28,17 @@ CPU_SHAPES = ("star-256-d16", "star-512-d16", "star-512-d30", "var-256-d16")
 SHIPPED = {"star-icons": "1", "star-shapes": "1,2,4,8"}
 """Models, and the sizes of their passes: smooth pictures are drawn one at a time."""
 GPU_SHAPES = ("star-256-d16", "star-512-d16", "star-512-d30", "star-1024-d30")
+GRAPHS = {"graphs": "1", "compiled": "compiled"}
+"""Values of the variable that asks for graphs, by the same names."""
 LEVELS: Mapping[str, Sequence[str]] = {
     "": (),
     **{level: ("--speed", level) for level in ("reference", "fast", "turbo")},
     "int8": ("--quantize", "int8"),
     "turbo-int8": ("--speed", "turbo", "--quantize", "int8"),
     "fp8": ("--quantize", "fp8"),
-    "graphs": (),
+    **dict.fromkeys(GRAPHS, ()),
 }
-"""Flags of each level of speed, the usual one first, by what its files are called; "graphs" is a variable's."""
+"""Flags of each level of speed, the usual one first, by what its files are called; those of graphs are a variable's."""
 
 
 class Authors(NamedTuple):
@@ -77,7 +79,7 @@ def measurements(gpu: bool) -> Iterator[tuple[str, list[str]]]:
 
 
 def _is_measured(level: str, dtype: str, gpu: bool) -> bool:
-    return (gpu or level not in ("graphs", "fp8")) and not (level == "fp8" and dtype == "float32")
+    return (gpu or level not in (*GRAPHS, "fp8")) and not (level == "fp8" and dtype == "float32")
 
 
 def measure(folder: Path, gpu: bool, more: Sequence[str], only: str | None) -> int:
@@ -91,7 +93,7 @@ def measure(folder: Path, gpu: bool, more: Sequence[str], only: str | None) -> i
         print(f"measuring {name}", file=sys.stderr, flush=True)
         command = [sys.executable, "-m", "star_cli", "bench", "--json", *flags, *more]
         command += ["--device", "cuda"] if gpu else []
-        switch = {GRAPHS_SWITCH: "1" if name.endswith("-graphs") else "0"}
+        switch = {GRAPHS_SWITCH: GRAPHS.get(name.rpartition("-")[2], "0")}
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False, env=os.environ | switch)
         if done.returncode:
             failed += 1

@@ -10,7 +10,8 @@ from star_cli.errors import OptionError
 from star_cli.models.rounding import ROUNDINGS, check_rounding
 
 GRAPHS_SWITCH = "STAR_CUDA_GRAPHS"
-"""Name of the environment variable that `records_graphs` heeds."""
+"""Name of the environment variable that `records_graphs` and `compiles_blocks` heed."""
+_COMPILED = "compiled"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -73,4 +74,9 @@ def choose_quantize(requested: str | None, device: torch.device, dtype: torch.dt
 
 def records_graphs(device: torch.device) -> bool:
     """Are the blocks of a scale to be played as one CUDA graph? Where `STAR_CUDA_GRAPHS=1` asks for it."""
-    return device.type == "cuda" and os.environ.get(GRAPHS_SWITCH) == "1"
+    return device.type == "cuda" and os.environ.get(GRAPHS_SWITCH) in ("1", _COMPILED)
+
+
+def compiles_blocks(device: torch.device) -> bool:
+    """Are they to be compiled before? Where `STAR_CUDA_GRAPHS=compiled` asks for it."""
+    return records_graphs(device) and os.environ[GRAPHS_SWITCH] == _COMPILED

@@ -29,7 +29,7 @@ from star_cli.generation.options import SamplingOptions, check_compat
 from star_cli.generation.randomness import Randomness, random_generators
 from star_cli.generation.recorded import CudaGraphs, Recordings
 from star_cli.generation.sampler import draw
-from star_cli.hardware import choose_device, choose_dtype, choose_quantize, records_graphs
+from star_cli.hardware import choose_device, choose_dtype, choose_quantize, compiles_blocks, records_graphs
 from star_cli.images import to_uint8, to_uint8_truncated
 from star_cli.jobs import ImageJob, jobs_of
 from star_cli.models.condition import ClassCondition, Condition
@@ -96,8 +96,10 @@ class StarPipeline:
         self.words = words
         self.quantize = quantize
         self.decoder = TokenDecoder(vqvae, is_rounded=quantize is not None)
-        is_recording = records_graphs(self.device)
-        self.recordings = Recordings(transformer, partial(CudaGraphs, self.device)) if is_recording else None
+        self.recordings: Recordings | None = None
+        if records_graphs(self.device):
+            compiler = "inductor" if compiles_blocks(self.device) else None
+            self.recordings = Recordings(transformer, partial(CudaGraphs, self.device), compiler)
         self._nothing: Condition | None = None  # features of the empty prompt, once they are asked for
 
     @classmethod

@@ -5,6 +5,8 @@ longer than they do. A graph starts them all at once. It reads and writes the sa
 from picture to picture (the prompt's keys and values, each scale's input) is copied into memory of the recording.
 
 Recording costs several runs, so a pass is recorded when one of its shape has been drawn before: never for one picture.
+Before it is recorded it may be compiled, which joins norms, rotation and element-wise work to few kernels, and costs
+minutes.
 
 Letters: B rows, l tokens of a scale, C width.
 """
@@ -15,6 +17,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from threading import get_ident
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,13 +26,15 @@ from star_cli.generation.cache import make_caches
 from star_cli.models.attention import KeysValues
 from star_cli.models.block import Prompted
 from star_cli.models.schedule import ScaleSchedule
-from star_cli.models.transformer import StarTransformer
+from star_cli.models.transformer import RunBlock, StarTransformer, run_block
 
 Play = Callable[[], Tensor]
 """Does again what was recorded; the result is in the same memory each time."""
 Record = Callable[[Callable[[], Tensor]], Play]
 MOST = 2
 """Recordings kept, for each has a KV cache of its own (depth 30, 1024 px, bfloat16: 2.6 GB) beside its activations."""
+_MOST_VARIANTS = 256
+"""Of compiled code: one for each scale of each kind of pass, and for how its KV cache stands."""
 _WARM_UPS = 2  # libraries choose their kernels, and take their memory, in the first runs
 
 
@@ -74,10 +79,18 @@ class RecordedBlocks:
         prompted: of a pass of this shape.
         schedule: the scales, which are to be run in their order.
         record: makes a recording of a call.
+        run: of a block, `run_block` or that compiled.
     """
 
-    def __init__(self, transformer: StarTransformer, prompted: Prompted, schedule: ScaleSchedule, record: Record):
-        self._transformer, self._schedule = transformer, schedule
+    def __init__(
+        self,
+        transformer: StarTransformer,
+        prompted: Prompted,
+        schedule: ScaleSchedule,
+        record: Record,
+        run: RunBlock = run_block,
+    ):
+        self._transformer, self._schedule, self._run_block = transformer, schedule, run
         self._prompted = _copy(prompted)
         self._caches = make_caches(transformer.config.depth, schedule.offsets[-2])
         rows, _, width = prompted.start.shape
@@ -99,7 +112,7 @@ class RecordedBlocks:
             cache.filled = self._schedule.offsets[scale]
         tokens = self._schedule.slice(scale)
         return self._transformer.run_blocks(
-            self._inputs[scale], self._prompted, self._schedule, tokens, stores=self._caches
+            self._inputs[scale], self._prompted, self._schedule, tokens, stores=self._caches, run=self._run_block
         )
 
 
@@ -109,11 +122,19 @@ class Recordings:
     Args:
         transformer: whose blocks.
         new_recorder: gives what makes the recordings of one kind of pass.
+        compiler: backend of `torch.compile` for the blocks that are recorded; None leaves them as they are.
     """
 
-    def __init__(self, transformer: StarTransformer, new_recorder: Callable[[], Record]):
+    def __init__(
+        self,
+        transformer: StarTransformer,
+        new_recorder: Callable[[], Record],
+        compiler: str | Callable[..., Any] | None = None,
+    ):
         self._transformer = transformer
         self._new_recorder = new_recorder
+        # code for each shape: what is compiled for any shape is slower, and each is used often
+        self._compiled = None if compiler is None else torch.compile(run_block, backend=compiler, dynamic=False)
         self._seen: set[object] = set()
         self._kept: dict[object, RecordedBlocks] = {}
 
@@ -139,7 +160,10 @@ class Recordings:
             del self._kept[longest_ago]
             self._seen.discard(longest_ago)  # kinds that take turns are not recorded each time
         try:
-            return RecordedBlocks(self._transformer, prompted, schedule, self._new_recorder())
+            if self._compiled is None:
+                return RecordedBlocks(self._transformer, prompted, schedule, self._new_recorder())
+            with torch._dynamo.config.patch(recompile_limit=_MOST_VARIANTS):
+                return RecordedBlocks(self._transformer, prompted, schedule, self._new_recorder(), self._compiled)
         except torch.OutOfMemoryError:
             self._kept.clear()
             self._seen.clear()

@@ -123,7 +123,7 @@ class SelfAttention(nn.Module):
 
         Args:
             x: normed residual stream, (B, l, C).
-            rotation: rotary table of these tokens, (l, P) complex, one for each row (B, 1, l, P), or None.
+            rotation: rotary table of these tokens, (l, P, 2), one for each row (B, 1, l, P, 2), or None.
             mask: where a token may look, (l, l); None: at all that is there.
             store: cache of earlier scales, or None in training.
         Returns:

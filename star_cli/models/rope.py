@@ -12,7 +12,7 @@ from star_cli.models.schedule import ScaleSchedule
 
 
 def rotation_table(schedule: ScaleSchedule, head_width: int, theta: float, norm: float) -> Tensor:
-    """Unit complex numbers by which queries and keys turn, (L, P), complex64.
+    """By how much queries and keys turn: cosine and sine of each angle, (L, P, 2), float32.
 
     The first half of the pairs turns with the column, the second with the row. Columns and rows of each scale run from
     0 to `norm`, whatever its side; the 1x1 map stays at 0. A negative `norm` keeps raw token coordinates.
@@ -32,11 +32,18 @@ def _scale_table(side: int, frequencies: Tensor, norm: float) -> Tensor:
     columns = angles.repeat(side, 1)  # row-major: the column runs fastest
     rows = angles.repeat_interleave(side, 0)
     both = torch.cat([columns, rows], dim=1)  # (side * side, P)
-    return torch.polar(torch.ones_like(both), both)
+    return torch.view_as_real(torch.polar(torch.ones_like(both), both))
 
 
 def rotate(vectors: Tensor, table: Tensor) -> Tensor:
-    """Turn queries or keys (B, N, L, K) by the table, (L, P) or (B, 1, L, P); adjacent channels pair. Float32 out."""
-    # complex multiplication is one fused kernel; the same in real arithmetic is several times slower in eager mode
-    pairs = torch.view_as_complex(vectors.float().unflatten(-1, (-1, 2)))
-    return torch.view_as_real(pairs * table).flatten(-2)
+    """Turn queries or keys (B, N, L, K), whose adjacent channels pair, by the table, (L, P, 2) or (B, 1, L, P, 2).
+
+    Returns:
+        (B, N, L, K), float32.
+    """
+    pairs = vectors.float().unflatten(-1, (-1, 2))
+    if torch.compiler.is_compiling():  # torch's compiler makes code for real numbers alone
+        (x, y), (cosine, sine) = pairs.unbind(-1), table.unbind(-1)
+        return torch.stack([x * cosine - y * sine, x * sine + y * cosine], dim=-1).flatten(-2)
+    # complex multiplication is one kernel; the same in real arithmetic is several, and several times slower
+    return torch.view_as_real(torch.view_as_complex(pairs) * torch.view_as_complex(table)).flatten(-2)

@@ -34,7 +34,7 @@ class ScheduleTables:
         return _kept(self._levels, (schedule, device), schedule.levels)
 
     def rotation(self, schedule: ScaleSchedule, device: torch.device) -> Tensor | None:
-        """Rotary table of all L tokens, (L, P) complex64; None with other positions."""
+        """Rotary table of all L tokens, (L, P, 2), see `rotation_table`; None with other positions."""
         if self.config.position != "rope":
             return None
         return self._by_position((schedule, device), rotation_table, self.config.head_width)

@@ -6,7 +6,8 @@ Z code width, D text width, T text tokens.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +22,14 @@ from star_cli.models.config import CrossAttentionRows, TransformerConfig
 from star_cli.models.schedule import ScaleSchedule
 from star_cli.models.stable_head import StableHead
 from star_cli.models.tables import ScheduleTables
+
+RunBlock = Callable[..., Tensor]
+"""Runs a block on what its `forward` takes."""
+
+
+def run_block(block: Block, *given: Any) -> Tensor:
+    """The usual `RunBlock`. One function for all blocks: compiled, it is compiled once for all of them."""
+    return block(*given)
 
 
 class StarTransformer(nn.Module):
@@ -168,7 +177,7 @@ class StarTransformer(nn.Module):
     # -- through the blocks -----------------------------------------------------------------------------------------
 
     def rotation(self, schedule: ScaleSchedule) -> Tensor | None:
-        """Rotary table of all L tokens, (L, P) complex64; None with other positions."""
+        """Rotary table of all L tokens, (L, P, 2), see `rotation_table`; None with other positions."""
         return self._tables.rotation(schedule, self.start_position.device)
 
     def run_blocks(
@@ -180,6 +189,7 @@ class StarTransformer(nn.Module):
         mask: AttentionMask = None,
         stores: Sequence[KeyValueStore] | None = None,
         branches: Tensor | None = None,
+        run: RunBlock = run_block,
     ) -> Tensor:
         """All blocks.
 
@@ -191,12 +201,13 @@ class StarTransformer(nn.Module):
             mask: (l, l) in training; None in generation, where a scale sees the cache and itself.
             stores: one cache per block, or None.
             branches: as in `hidden_states`.
+            run: `run_block`, or that compiled.
         Returns:
             Hidden states, (B, l, C).
         """
         table = self.rotation(schedule)
         rotation = None if table is None else table[tokens]
-        if rotation is not None and rotation.ndim == 3:  # a table for each row: (B, l, P), the same for every head
+        if rotation is not None and rotation.ndim == 4:  # a table for each row: (B, l, P, 2), the same for every head
             rotation = rotation[:, None]
         modulation_input = self._modulation_input(prompted, schedule, tokens)
         is_checkpointed = self._is_checkpointed and stores is None and torch.is_grad_enabled()
@@ -208,7 +219,7 @@ class StarTransformer(nn.Module):
             if is_checkpointed:  # nothing in a block is random
                 x = checkpoint(block, *given, use_reentrant=False, preserve_rng_state=False)
             else:
-                x = block(*given)
+                x = run(block, *given)
         return x
 
     def _modulation_input(self, prompted: Prompted, schedule: ScaleSchedule, tokens: slice | Tensor) -> Tensor | None:

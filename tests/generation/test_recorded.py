@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from threading import Thread
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
+from torch._dynamo.utils import counters
 
 from star_cli.generation.drawn import Drawn
 from star_cli.generation.options import SamplingOptions
 from star_cli.generation.randomness import random_generators
 from star_cli.generation.recorded import MOST, CudaGraphs, Play, Recordings
 from star_cli.generation.sampler import draw
-from star_cli.hardware import records_graphs
+from star_cli.hardware import compiles_blocks, records_graphs
 from star_cli.models.schedule import ScaleSchedule
 from star_cli.models.transformer import StarTransformer
 from tests.models.builders import (
@@ -41,6 +43,16 @@ def again(run: Callable[[], Tensor]) -> Play:
     """Like a graph: the result is in one place, which is written anew each time."""
     result = run().clone()
     return lambda: result.copy_(run())
+
+
+@pytest.fixture
+def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Linear layers as they are there, and nothing compiled before or after."""
+    monkeypatch.setattr("star_cli.models.linear._is_free", lambda *given: False)
+    torch.compiler.reset()
+    counters.clear()
+    yield
+    torch.compiler.reset()
 
 
 def drawn(
@@ -78,6 +90,38 @@ def test_tokens_are_those_of_running_blocks(
     for number in range(seed, seed + 4):  # runs, is recorded, is played, is played
         given = (number, images, schedule, options)
         assert_same(drawn(model, recordings, *given), drawn(model, None, *given))
+
+
+@pytest.mark.usefixtures("as_on_a_gpu")
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"modulation": "text", "cross_attention": False},
+        {"conditioning": "class", "cross_attention": False, "modulation": "class", "classes": 5},
+    ],
+)
+def test_tokens_are_those_of_compiled_blocks(changes: dict[str, object]) -> None:
+    model = tiny_transformer(**changes)
+    recordings = Recordings(model, lambda: again, "eager")  # traced, then run as it is: that asks for no C++ compiler
+    for seed in range(4):
+        assert_same(drawn(model, recordings, seed), drawn(model, None, seed))
+
+
+@pytest.mark.usefixtures("as_on_a_gpu")
+def test_blocks_are_compiled_once_for_all_and_whole() -> None:
+    model, graphs = tiny_transformer(depth=4), 0
+
+    def counting(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Callable[..., Any]:
+        nonlocal graphs
+        graphs += 1
+        return graph.forward
+
+    recordings = Recordings(model, lambda: again, counting)
+    for seed in range(3):
+        drawn(model, recordings, seed)
+    assert 0 < graphs <= 2 * len(SCHEDULE)
+    assert not counters["graph_break"]
 
 
 def test_first_pass_of_a_shape_is_not_recorded() -> None:
@@ -152,24 +196,28 @@ def test_what_leaves_something_out_runs() -> None:
 
 @pytest.mark.parametrize(
     ("device", "switch", "expected"),
-    [("cuda", "1", True), ("cuda", "0", False), ("cuda", None, False), ("cpu", "1", False)],
+    [
+        *(("cuda", "1", (True, False)), ("cuda", "compiled", (True, True)), ("cuda", "0", (False, False))),
+        *(("cuda", None, (False, False)), ("cpu", "1", (False, False)), ("cpu", "compiled", (False, False))),
+    ],
 )
 def test_graphs_are_asked_for_and_are_of_a_gpu(
-    monkeypatch: pytest.MonkeyPatch, device: str, switch: str | None, expected: bool
+    monkeypatch: pytest.MonkeyPatch, device: str, switch: str | None, expected: tuple[bool, bool]
 ) -> None:
     monkeypatch.delenv("STAR_CUDA_GRAPHS", raising=False)
     if switch is not None:
         monkeypatch.setenv("STAR_CUDA_GRAPHS", switch)
-    assert records_graphs(torch.device(device)) == expected
+    assert (records_graphs(torch.device(device)), compiles_blocks(torch.device(device))) == expected
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-def test_cuda_graphs_draw_the_same_tokens() -> None:
+@pytest.mark.parametrize("compiler", [None, "inductor"])
+def test_cuda_graphs_draw_the_same_tokens(compiler: str | None) -> None:
     model, quantizer = tiny_transformer().cuda(), tiny_quantizer().cuda()
-    recordings = Recordings(model, partial(CudaGraphs, torch.device("cuda")))
+    recordings = Recordings(model, partial(CudaGraphs, torch.device("cuda")), compiler)
     for seed in range(4):
         told = [condition.to("cuda") for condition in conditions(model.config, 2, seed)]
         given = (model, quantizer, *told, SCHEDULE, OPTIONS)
         recorded = draw(*given, random_generators([seed, seed + 1]), recordings=recordings)
-        assert_same(recorded, draw(*given, random_generators([seed, seed + 1])))
+        assert_same(recorded, draw(*given, random_generators([seed, seed + 1])))  # f_hat is a sum of codes alone

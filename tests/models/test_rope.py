@@ -66,6 +66,12 @@ def test_scores_depend_on_the_distance_alone() -> None:
     assert score((0, 0), (2, 1)) != pytest.approx(score((0, 0), (1, 2)), abs=1e-3)
 
 
+def test_compiled_rotation_is_the_same_in_real_numbers() -> None:
+    vectors, table = torch.randn(2, 3, 21, 8), rotation_table(ScaleSchedule((1, 2, 4)), 8, 10000.0, 64.0)
+    compiled = torch.compile(rotate, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(vectors, table), rotate(vectors, table))
+
+
 def test_rotation_keeps_lengths_and_gives_float32() -> None:
     vectors = torch.randn(2, 2, 21, 8, dtype=torch.bfloat16)
     ours = rotate(vectors, rotation_table(ScaleSchedule((1, 2, 4)), 8, 10000.0, 64.0))

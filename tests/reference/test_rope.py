@@ -16,8 +16,8 @@ def test_rotary_tables_and_rotated_queries_and_keys() -> None:
     for values in case.facts["configurations"]:
         index = values["index"]
         table = _table(values)
-        case.compare(f"{index}/table_re", table.real, "rotary")
-        case.compare(f"{index}/table_im", table.imag, "rotary")
+        case.compare(f"{index}/table_re", table[..., 0], "rotary")
+        case.compare(f"{index}/table_im", table[..., 1], "rotary")
         if f"in/{index}/q" in case:
             case.compare(f"{index}/q", rotate(case[f"in/{index}/q"], table), "rotary")
             case.compare(f"{index}/k", rotate(case[f"in/{index}/k"], table), "rotary")
