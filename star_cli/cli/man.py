@@ -21,7 +21,10 @@ _MORE_VARIABLES = (
     ("STAR_CACHE", "Folder of downloaded and converted models."),
     ("STAR_DEBUG", "1 shows tracebacks and the libraries' warnings."),
     ("STAR_KEEP_PAGES", "0 leaves the memory allocator alone."),
-    ("STAR_CUDA_GRAPHS", "1 plays the blocks of a scale as one CUDA graph from the second pass on; compiled compiles them first."),
+    (
+        "STAR_CUDA_GRAPHS",
+        "1 plays the blocks of a scale as one CUDA graph from the second pass on; compiled: after compiling them.",
+    ),
     ("NO_COLOR", "Set to anything: no colours."),
 )
 _EXITS = (

@@ -20,7 +20,13 @@ from star_cli.checkpoints.known import SHIPPED, find_model
 from star_cli.errors import OptionError
 from star_cli.evaluation.speed_cold import measure_cold, summarise
 from star_cli.evaluation.speed_floor import describe_profile, fastest_profile, workload_costs
-from star_cli.evaluation.speed_machine import describe_machine, describe_versions, measure_ceilings, threads_set
+from star_cli.evaluation.speed_machine import (
+    Ceilings,
+    describe_machine,
+    describe_versions,
+    measure_ceilings,
+    threads_set,
+)
 from star_cli.evaluation.speed_report import FORMAT, FORMAT_VERSION
 from star_cli.evaluation.speed_subject import Precision, Workload, find_shape, load_subject, subjects_of
 from star_cli.hardware import choose_device, choose_dtype, choose_quantize
@@ -103,7 +109,7 @@ def run_bench(bench: Bench, on_step: OnStep = lambda name: None) -> dict[str, An
         on_step("parts")
         times = fastest_profile(workload, bench.batch_sizes[0], bench.effort.repeat)
         on_step("the machine's ceilings")
-        ceilings = _measure_ceilings(workload, bench)
+        ceilings = workload_ceilings(workload, bench.batch_sizes[0], bench.effort)
         machine = describe_machine(pipe.device)
     costs = workload_costs(workload, bench.batch_sizes[0])
     return {
@@ -204,10 +210,11 @@ def _flag(name: str, value: Any) -> list[str]:
     return [f"--{words}", str(value)]
 
 
-def _measure_ceilings(workload: Workload, bench: Bench) -> dict[str, dict[str, float]]:
-    pipe, effort = workload.subject.pipeline, bench.effort
+def workload_ceilings(workload: Workload, images: int, effort: Effort) -> Ceilings:
+    """The machine's rates, see `measure_ceilings`, over sizes that passes of so many images use and one large one."""
+    pipe = workload.subject.pipeline
     width, vqvae = pipe.transformer.config.width, pipe.vqvae.config
-    rows = min(2 * bench.batch_sizes[0] * workload.schedule.sizes[-1], effort.product_rows)
+    rows = min(2 * images * workload.schedule.sizes[-1], effort.product_rows)
     widest = (effort.product_rows, 1024, 4096) if effort.product_rows >= 1024 else (64, 64, 64)
     latent, pixels = workload.schedule.last_side, workload.res // vqvae.patch
     return measure_ceilings(

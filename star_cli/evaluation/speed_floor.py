@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from star_cli.evaluation.speed_machine import floor_seconds
+from star_cli.evaluation.speed_machine import Ceilings, floor_seconds
 from star_cli.evaluation.speed_profile import PARTS, Times, clocks_around
 from star_cli.evaluation.speed_subject import Workload
 from star_cli.models.drawing_cost import Cost, Drawing, Place, drawing_costs
@@ -65,20 +65,25 @@ def _bytes_read(tower: nn.Module) -> int:
     return sum(weight.numel() * weight.itemsize for weight in tower.parameters() if id(weight) not in tables)
 
 
+def workload_floors(costs: Mapping[Place, Cost], workload: Workload, ceilings: Ceilings) -> dict[Place, float]:
+    """Seconds less than which no part can take; `costs` are of the same workload."""
+    pipe = workload.subject.pipeline
+    weights = product_dtype(pipe.quantize, pipe.device)
+    return {place: floor_seconds(cost, ceilings, workload.dtype, weights) for place, cost in costs.items()}
+
+
 def describe_profile(
     times: Times,
     costs: Mapping[Place, Cost],
     workload: Workload,
     batch: Mapping[str, Any],
-    ceilings: dict[str, dict[str, float]],
+    ceilings: Ceilings,
 ) -> dict[str, Any]:
     """Parts and scales with what they took, what they cost and how near the floor they are.
 
     Unknown floors are None: nothing is counted of the stable head, nor of what no clock was around.
     """
-    pipe, dtype, schedule = workload.subject.pipeline, workload.dtype, workload.schedule
-    weights = product_dtype(pipe.quantize, pipe.device)
-    floors = {place: floor_seconds(cost, ceilings, dtype, weights) for place, cost in costs.items()}
+    schedule, floors = workload.schedule, workload_floors(costs, workload, ceilings)
 
     def row(places: Sequence[Place]) -> dict[str, Any]:
         """Of several places together."""

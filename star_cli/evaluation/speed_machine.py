@@ -94,6 +94,9 @@ def _best_seconds(call: Callable[[], object], device: torch.device, repeats: int
 
 # -- ceilings ---------------------------------------------------------------------------------------------------------
 
+Ceilings = dict[str, dict[str, float]]
+"""See `measure_ceilings`."""
+
 
 @torch.inference_mode()
 def measure_ceilings(
@@ -102,7 +105,7 @@ def measure_ceilings(
     convolutions: list[tuple[int, int]],
     copy_bytes: int,
     repeats: int,
-) -> dict[str, dict[str, float]]:
+) -> Ceilings:
     """The machine's own rates, the best of all sizes and repeats.
 
     Args:
@@ -115,7 +118,7 @@ def measure_ceilings(
         "gemm" by dtype, "convolution" by dtype, GFLOP/s; "copy": {"memory": GB/s, read and written bytes together}. A
         dtype that this machine does not offer is left out.
     """
-    rates: dict[str, dict[str, float]] = {"gemm": {}, "convolution": {}, "copy": {}}
+    rates: Ceilings = {"gemm": {}, "convolution": {}, "copy": {}}
     for name, dtype in _DTYPES.items():
         if name == "float16" and device.type == "cpu":
             continue  # offered, and slower than any other
@@ -207,7 +210,7 @@ def _random(*shape: int, device: torch.device) -> Tensor:
 # -- floors -----------------------------------------------------------------------------------------------------------
 
 
-def floor_seconds(cost: Cost, ceilings: dict[str, dict[str, float]], dtype: str, weights: str | None = None) -> float:
+def floor_seconds(cost: Cost, ceilings: Ceilings, dtype: str, weights: str | None = None) -> float:
     """Less than which this machine cannot need: its operations at the best rate, or its bytes at that of a copy.
 
     Args:

@@ -13,7 +13,6 @@ from __future__ import annotations
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from star_cli.models.convolution import Convolution, PlainConvolution, WidenedConvolution
@@ -62,7 +61,7 @@ class WinogradConvolution(Convolution):
         columns = math.ceil(width / TILE) + 1  # one more than are needed, so that all are evenly apart
         above, left = padding
         below, right = TILE * rows + reach - above - strip.shape[2], TILE * columns - left - strip.shape[3]
-        padded = F.pad(strip[0].permute(1, 2, 0), (0, 0, left, right, above, below))  # (4 rows + k - 1, 4 columns, C)
+        padded = _framed(strip[0].permute(1, 2, 0), (above, below, left, right))  # (4 rows + k - 1, 4 columns, C)
         result = padded.new_empty(rows, TILE, columns, TILE, outputs)
         at_once = max(1, _WORKED_BYTES // (4 * points * columns * max(channels, outputs)))
         at_once = math.ceil(rows / math.ceil(rows / at_once))
@@ -99,6 +98,18 @@ class WinogradConvolution(Convolution):
             torch.bmm(self._back.expand(tiles, -1, -1), products.transpose(0, 1), out=back[row])
         back = back.view(points, rows, columns * TILE * outputs).transpose(0, 1)
         torch.bmm(self._back.expand(rows, -1, -1), back, out=result.view(rows, TILE, -1))
+
+
+def _framed(values: Tensor, frame: tuple[int, int, int, int]) -> Tensor:
+    """(y, x, C) with zeros above, below, left and right. `F.pad` writes zeros everywhere first: decoding is 5 % slower."""
+    above, below, left, right = frame
+    rows, columns, channels = values.shape
+    framed = values.new_empty(above + rows + below, left + columns + right, channels)
+    middle = framed[above : above + rows]
+    for edge in (framed[:above], framed[above + rows :], middle[:, :left], middle[:, left + columns :]):
+        edge.zero_()
+    middle[:, left : left + columns] = values
+    return framed
 
 
 def _windows(lines: Tensor, count: int, points: int, width: int) -> Tensor:
