@@ -1,7 +1,7 @@
-"""What do bfloat16 and int8 change and gain on a CPU? Tokens, pixels, verdicts, seconds, beside float32.
+"""What do other precisions change and gain on a CPU? Tokens, pixels, verdicts, seconds, beside float32.
 
     python -m benchmarks.precision --prompts 40 --res 256     the shipped model, against float32
-    python -m benchmarks.precision --of-a-gpu                 the same, rounded as on a GPU; its seconds mean nothing
+    python -m benchmarks.precision --as-on-a-gpu                 the same, rounded as on a GPU; its seconds mean nothing
     python -m benchmarks.precision --blocks 16                a call of a random model of that depth, 64 wide a head
 
 Seconds are processor time of one thread, the least of several; nothing needs to be idle but for the caches.
@@ -33,7 +33,7 @@ from star_cli.pipeline import StarPipeline
 
 MODES = {"float32": ("float32", None), "bfloat16": ("bfloat16", None), "int8": ("float32", "int8")}
 ON_A_GPU = {"float32": ("float32", None), **{name: ("bfloat16", name) for name in ROUNDINGS}}
-"""The same arithmetic as there, but for the order of sums."""
+"""The same arithmetic as there, but for how sums are added up."""
 SIDES_256 = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)
 """Of the published models at 256 px."""
 
@@ -43,27 +43,27 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=40)
     parser.add_argument("--res", type=int, default=256)
     parser.add_argument("--blocks", type=int, help="time a random model of this depth instead")
-    parser.add_argument("--of-a-gpu", action="store_true", help="round the blocks as a GPU does; needs torchao")
+    parser.add_argument("--as-on-a-gpu", action="store_true", help="round the blocks as a GPU does; needs torchao")
     options = parser.parse_args()
     torch.set_num_threads(1)
     keep_pages()
     if options.blocks:
         _time_random(options.blocks)
     else:
-        _compare(options.prompts, options.res, options.of_a_gpu)
+        _compare(options.prompts, options.res, options.as_on_a_gpu)
 
 
-def _compare(count: int, res: int, is_of_gpu: bool) -> None:
+def _compare(count: int, res: int, as_on_a_gpu: bool) -> None:
     # half of them show one thing, half two
     chosen = (prompts()[: count - count // 2] + prompts()[-(count // 2) :]) if count > 1 else prompts()[:1]
     texts = [text for text, _ in chosen]
     usual: list[GeneratedImage] = []
     print("| precision | s a picture | tokens as in float32, % | same pictures, % | PSNR, dB | right, % |")
     print("|---|---|---|---|---|---|")
-    for name, (dtype, quantize) in (ON_A_GPU if is_of_gpu else MODES).items():
-        usual_rounding = None if is_of_gpu else quantize
+    for name, (dtype, quantize) in (ON_A_GPU if as_on_a_gpu else MODES).items():
+        usual_rounding = None if as_on_a_gpu else quantize
         pipe = StarPipeline.from_pretrained("star-shapes", device="cpu", dtype=dtype, quantize=usual_rounding)
-        if is_of_gpu and quantize:
+        if as_on_a_gpu and quantize:
             _round_as_on_a_gpu(pipe.transformer, quantize)
         pipe.max_batch = 1
         seconds, images = [], []

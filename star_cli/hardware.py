@@ -10,8 +10,8 @@ from star_cli.errors import OptionError
 from star_cli.models.rounding import ROUNDINGS, check_rounding
 
 GRAPHS_SWITCH = "STAR_CUDA_GRAPHS"
-"""Name of the environment variable that `records_graphs` and `compiles_blocks` heed."""
-_COMPILED = "compiled"
+"""Name of the environment variable that `choose_graphs` heeds."""
+_GRAPHS = {"": None, "0": None, "1": "recorded", "compiled": "compiled"}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -72,11 +72,13 @@ def choose_quantize(requested: str | None, device: torch.device, dtype: torch.dt
     return requested
 
 
-def records_graphs(device: torch.device) -> bool:
-    """Are the blocks of a scale to be played as one CUDA graph? Where `STAR_CUDA_GRAPHS=1` asks for it."""
-    return device.type == "cuda" and os.environ.get(GRAPHS_SWITCH) in ("1", _COMPILED)
+def choose_graphs(device: torch.device) -> str | None:
+    """How the blocks of a scale become one CUDA graph: "recorded" as they are, or "compiled" before; None: they do not.
 
-
-def compiles_blocks(device: torch.device) -> bool:
-    """Are they to be compiled before? Where `STAR_CUDA_GRAPHS=compiled` asks for it."""
-    return records_graphs(device) and os.environ[GRAPHS_SWITCH] == _COMPILED
+    Raises:
+        OptionError: the variable that asks for it says something else.
+    """
+    asked = os.environ.get(GRAPHS_SWITCH, "")
+    if asked not in _GRAPHS:
+        raise OptionError(f"{GRAPHS_SWITCH} must be 0, 1 or compiled, not {asked}")
+    return _GRAPHS[asked] if device.type == "cuda" else None

@@ -29,7 +29,7 @@ from star_cli.generation.options import SamplingOptions, check_compat
 from star_cli.generation.randomness import Randomness, random_generators
 from star_cli.generation.recorded import CudaGraphs, Recordings
 from star_cli.generation.sampler import draw
-from star_cli.hardware import choose_device, choose_dtype, choose_quantize, compiles_blocks, records_graphs
+from star_cli.hardware import choose_device, choose_dtype, choose_graphs, choose_quantize
 from star_cli.images import to_uint8, to_uint8_truncated
 from star_cli.jobs import ImageJob, jobs_of
 from star_cli.models.condition import ClassCondition, Condition
@@ -96,9 +96,10 @@ class StarPipeline:
         self.words = words
         self.quantize = quantize
         self.decoder = TokenDecoder(vqvae, is_rounded=quantize is not None)
+        self.graphs = choose_graphs(self.device)
         self.recordings: Recordings | None = None
-        if records_graphs(self.device):
-            compiler = "inductor" if compiles_blocks(self.device) else None
+        if self.graphs is not None:
+            compiler = "inductor" if self.graphs == "compiled" else None
             self.recordings = Recordings(transformer, partial(CudaGraphs, self.device), compiler)
         self._nothing: Condition | None = None  # features of the empty prompt, once they are asked for
 
@@ -251,7 +252,7 @@ class StarPipeline:
             told: what `tell` gave for these jobs.
             on_scale: progress callback.
         Returns:
-            The images in the order of the jobs, each as soon as it is decoded.
+            The images in the order of the jobs, each as soon as it is decoded; on a GPU once the next one has begun.
         Raises:
             OptionError: a resolution that the model does not draw, options that the weights or the jobs rule out.
         """

@@ -23,6 +23,7 @@ from star_cli.batch.selection import Policy, Selection
 from star_cli.batch.writers import Todo, Writers
 from star_cli.errors import OptionError, OutputError
 from star_cli.generation.options import SamplingOptions
+from star_cli.hardware import choose_device, choose_dtype, choose_quantize
 from star_cli.jobs import ImageJob
 from star_cli.pipeline import StarPipeline
 
@@ -52,10 +53,13 @@ def run_on_ray(
         on_event: told of everything; results in the order of the input.
         on_ready: given what stops the work.
     Raises:
-        OptionError: Ray is not installed.
+        OptionError: Ray is not installed, or weights are to be rounded as a CPU cannot.
         OutputError: nothing can be written any more, or the cluster failed.
     """
     ray = _ray()
+    if quantize is not None and not _count_gpus(ray, device):  # what its GPUs can do, an actor finds out
+        cpu, _ = choose_device("cpu")
+        choose_quantize(quantize, cpu, choose_dtype(dtype, cpu)[0])
     start = time.perf_counter()
     summary, order, stopped, asked = Summary(policy.count(plan)), InOrder(), threading.Event(), threading.Event()
 
@@ -111,6 +115,11 @@ def _ray() -> Any:
     return ray
 
 
+def _count_gpus(ray: Any, device: str) -> int:
+    """Those of the cluster that will draw."""
+    return int(ray.cluster_resources().get("GPU", 0)) if device in ("auto", "cuda") else 0
+
+
 def _deliver(todo: Todo, drawn: dict[str, Any], folder: BatchFolder, order: InOrder, writers: Writers) -> None:
     """What came from the cluster into the folder."""
     if not drawn["error"]:
@@ -138,9 +147,8 @@ def _draw_on_ray(
         }
         for todo in group
     ]
-    resources = ray.cluster_resources()
-    gpus = int(resources.get("GPU", 0)) if device in ("auto", "cuda") else 0
-    actors = max(1, min(gpus or int(resources.get("CPU", 1)) // 2, -(-len(items) // size)))
+    gpus = _count_gpus(ray, device)
+    actors = max(1, min(gpus or int(ray.cluster_resources().get("CPU", 1)) // 2, -(-len(items) // size)))
     drawn = ray.data.from_items(items, override_num_blocks=max(1, -(-len(items) // size))).map_batches(
         DrawActor,
         fn_constructor_kwargs={
@@ -164,7 +172,7 @@ class DrawActor:
     """Holds a model on one machine of the cluster, and draws the batches that Ray Data hands it."""
 
     def __init__(self, model: Path, device: str, dtype: str, quantize: str | None, res: int, sampling: dict[str, Any]):
-        self._pipe = StarPipeline.from_pretrained(model, device, dtype, quantize)
+        self._pipe = StarPipeline.from_pretrained(model, device=device, dtype=dtype, quantize=quantize)
         self._res = res
         self._sampling = SamplingOptions.from_dict(sampling)
 

@@ -91,9 +91,10 @@ def run_on_devices(
         OptionError: one of the devices cannot round weights so.
         StarError: a process could not go on, and the others could not do its part.
     """
-    for device in devices:  # before each process finds it out for itself
-        where, _ = choose_device(device)
-        choose_quantize(quantize, where, choose_dtype(dtype, where)[0])
+    if quantize is not None:
+        for device in devices:  # before each process finds it out for itself
+            where, _ = choose_device(device)
+            choose_quantize(quantize, where, choose_dtype(dtype, where)[0])
     context = multiprocessing.get_context("spawn")
     events: Any = context.Queue()
     ends: list[Connection] = []  # of pipes; no Event: its `set` waits for sleepers that may have died in their sleep
@@ -220,7 +221,9 @@ def _work(task: _Task, events: Any, stop: Connection) -> None:
     """One process: load the model, do what nobody else does."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # blocked until here; the parent says when to stop
     try:
-        pipe = StarPipeline.from_pretrained(task.plan.folder.path, task.device, task.dtype, task.quantize)
+        pipe = StarPipeline.from_pretrained(
+            task.plan.folder.path, device=task.device, dtype=task.dtype, quantize=task.quantize
+        )
         with BatchFolder(task.folder) as folder:
             runner = BatchRunner(pipe, task.plan, folder, task.policy)
             threading.Thread(target=_watch, args=(stop, runner), daemon=True).start()

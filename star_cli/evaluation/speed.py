@@ -122,7 +122,7 @@ def run_bench(bench: Bench, on_step: OnStep = lambda name: None) -> dict[str, An
             **asdict(bench.precision),
             "device": pipe.device.type,
             "dtype": workload.dtype,
-            "cuda_graphs": pipe.recordings is not None,
+            "cuda_graphs": pipe.graphs,
             **options.to_dict(),
         },
         "machine": machine,

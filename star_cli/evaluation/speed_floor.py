@@ -41,6 +41,7 @@ def workload_costs(workload: Workload, images: int) -> dict[Place, Cost]:
             is_guided=workload.options.guidance > 0,
             item_size=pipe.dtype.itemsize,
             weight_size=1 if pipe.quantize else None,
+            decoder_weight_size=1 if pipe.decoder.is_in_int8 else None,
             # else pictures are made of the f_hat that the scale loop left
             is_summed_again=not workload.options.smooth and workload.options.compat != "official",
         )

@@ -172,7 +172,7 @@ def _fp8_rate(device: torch.device, size: tuple[int, int, int], repeats: int) ->
     call = partial(multiply, rows, weight.T, **scales, out_dtype=torch.bfloat16, use_fast_accum=True)
     try:
         return 2 * m * k * n / _best_seconds(call, device, repeats) / GIGA
-    except (RuntimeError, AttributeError):  # not offered, or a size that it does not take
+    except (RuntimeError, ValueError):  # not offered, or a size that it does not take
         return None
 
 

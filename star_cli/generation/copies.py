@@ -1,4 +1,4 @@
-"""Results on their way from a GPU to the CPU, while the GPU goes on with the next."""
+"""Results on their way from a GPU to the CPU, which meanwhile queues the next ones' work."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Copies:
     def __init__(self, tensors: Sequence[Tensor]):
         self._arrived: torch.cuda.Event | None = None
         if tensors[0].device.type == "cuda":
-            # into memory that the system cannot move: a copy into other memory waits for all that the GPU has to do
+            # into memory that the system cannot move: whoever copies into other memory waits for the GPU
             self._held = [
                 torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor, non_blocking=True)
                 for tensor in tensors
@@ -42,14 +42,20 @@ class Copies:
 
 
 def one_behind(copies: Iterable[Copies]) -> Iterator[list[Tensor]]:
-    """Wait for each in turn, but only once the next has begun; what is there already is not held back."""
+    """Wait for each in turn, but only once the next has begun, or failed; what is there already is not held back."""
+    begun = iter(copies)
     last: Copies | None = None
-    for each in copies:
+    while True:
+        try:
+            each = next(begun, None)
+        except Exception:
+            if last is not None:
+                yield last.wait()
+            raise
         if last is not None:
             yield last.wait()
-        last = each
-        if not each.is_on_its_way:
+        if each is None:
+            return
+        last = each if each.is_on_its_way else None
+        if last is None:
             yield each.wait()
-            last = None
-    if last is not None:
-        yield last.wait()

@@ -46,7 +46,12 @@ class TokenDecoder:
         with exact_float32(f_hat.device):
             return decode(f_hat)[0]
 
+    @property
+    def is_in_int8(self) -> bool:
+        """Whether it convolves in int8 indeed."""
+        on_cpu = self.vqvae.after_quantizer.weight.device.type == "cpu"
+        return self.is_rounded and on_cpu and has_int8_convolutions()
+
     @cached_property
     def _in_strips(self) -> StripDecoder:
-        in_int8 = self.is_rounded and has_int8_convolutions()
-        return StripDecoder(self.vqvae, convolution=Int8Convolution if in_int8 else fewest_multiplications)
+        return StripDecoder(self.vqvae, convolution=Int8Convolution if self.is_in_int8 else fewest_multiplications)

@@ -5,8 +5,8 @@ longer than they do. A graph starts them all at once. It reads and writes the sa
 from picture to picture (the prompt's keys and values, each scale's input) is copied into memory of the recording.
 
 Recording costs several runs, so a pass is recorded when one of its shape has been drawn before: never for one picture.
-Before it is recorded it may be compiled, which joins norms, rotation and element-wise work to few kernels, and costs
-minutes.
+Blocks may be compiled besides, which joins norms, rotation and element-wise work to few kernels, and costs minutes. Its
+last bits are others, so all passes then run compiled, recorded or not: a picture must not depend on those before it.
 
 Letters: B rows, l tokens of a scale, C width.
 """
@@ -22,9 +22,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from star_cli.errors import StarError
 from star_cli.generation.cache import make_caches
 from star_cli.models.attention import KeysValues
-from star_cli.models.block import Prompted
+from star_cli.models.block import Block, Prompted
 from star_cli.models.schedule import ScaleSchedule
 from star_cli.models.transformer import RunBlock, StarTransformer, run_block
 
@@ -33,7 +34,7 @@ Play = Callable[[], Tensor]
 Record = Callable[[Callable[[], Tensor]], Play]
 MOST = 2
 """Recordings kept, for each has a KV cache of its own (depth 30, 1024 px, bfloat16: 2.6 GB) beside its activations."""
-_MOST_VARIANTS = 256
+_MOST_VARIANTS = 1024
 """Of compiled code: one for each scale of each kind of pass, and for how its KV cache stands."""
 _WARM_UPS = 2  # libraries choose their kernels, and take their memory, in the first runs
 
@@ -122,7 +123,7 @@ class Recordings:
     Args:
         transformer: whose blocks.
         new_recorder: gives what makes the recordings of one kind of pass.
-        compiler: backend of `torch.compile` for the blocks that are recorded; None leaves them as they are.
+        compiler: backend of `torch.compile` for the blocks; None leaves them as they are.
     """
 
     def __init__(
@@ -133,8 +134,8 @@ class Recordings:
     ):
         self._transformer = transformer
         self._new_recorder = new_recorder
-        # code for each shape: what is compiled for any shape is slower, and each is used often
-        self._compiled = None if compiler is None else torch.compile(run_block, backend=compiler, dynamic=False)
+        self.run_block = run_block if compiler is None else _compiled(compiler)
+        """Runs a block in every pass that could be recorded, whether it is or not."""
         self._seen: set[object] = set()
         self._kept: dict[object, RecordedBlocks] = {}
 
@@ -160,14 +161,27 @@ class Recordings:
             del self._kept[longest_ago]
             self._seen.discard(longest_ago)  # kinds that take turns are not recorded each time
         try:
-            if self._compiled is None:
-                return RecordedBlocks(self._transformer, prompted, schedule, self._new_recorder())
-            with torch._dynamo.config.patch(recompile_limit=_MOST_VARIANTS):
-                return RecordedBlocks(self._transformer, prompted, schedule, self._new_recorder(), self._compiled)
+            return RecordedBlocks(self._transformer, prompted, schedule, self._new_recorder(), self.run_block)
         except torch.OutOfMemoryError:
             self._kept.clear()
             self._seen.clear()
             return None
+
+
+def _compiled(compiler: str | Callable[..., Any]) -> RunBlock:
+    """`run_block` with code for each shape, which is faster than code for any, and is used often."""
+    compiled = torch.compile(run_block, backend=compiler, dynamic=False)
+
+    def run(block: Block, *given: Any) -> Tensor:
+        most = torch._dynamo.config.patch(recompile_limit=_MOST_VARIANTS, accumulated_recompile_limit=_MOST_VARIANTS)
+        try:
+            with most:
+                return compiled(block, *given)
+        except torch._dynamo.exc.TorchDynamoException as error:
+            told = " ".join(str(error).splitlines()[:2])
+            raise StarError(f"the blocks cannot be compiled: {told}", "use STAR_CUDA_GRAPHS=1") from error
+
+    return run
 
 
 def _tensors(prompted: Prompted) -> Iterator[Tensor]:
@@ -185,7 +199,14 @@ def _copy(prompted: Prompted) -> Prompted:
         prompted,
         start=prompted.start.new_empty(0),
         stable_start=None,
-        text=tuple(KeysValues(held.keys.clone(), held.values.clone()) for held in prompted.text),
-        text_mask=None if prompted.text_mask is None else prompted.text_mask.clone(),
-        modulation_vector=None if prompted.modulation_vector is None else prompted.modulation_vector.clone(),
+        text=tuple(KeysValues(_alike(held.keys), _alike(held.values)) for held in prompted.text),
+        text_mask=None if prompted.text_mask is None else _alike(prompted.text_mask),
+        modulation_vector=None if prompted.modulation_vector is None else _alike(prompted.modulation_vector),
     )
+
+
+def _alike(tensor: Tensor) -> Tensor:
+    """A copy of the same strides, for which compiled code is the same."""
+    if 0 in tensor.stride():  # repeated in one place, which nobody may write to
+        return tensor.clone()
+    return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=tensor.device).copy_(tensor)

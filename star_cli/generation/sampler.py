@@ -5,13 +5,12 @@ Letters: B images (2B rows under guidance), C code width, h w latent, l tokens o
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from star_cli.generation.cache import KVCache, make_caches
+from star_cli.generation.cache import make_caches
 from star_cli.generation.drawn import Drawn, OnScale
 from star_cli.generation.guidance import guide, ramped_guidance
 from star_cli.generation.late import first_late_scale, run_pivotal
@@ -25,7 +24,7 @@ from star_cli.models.block import Prompted
 from star_cli.models.condition import Condition, stack
 from star_cli.models.quantizer import MultiScaleQuantizer
 from star_cli.models.schedule import ScaleSchedule
-from star_cli.models.transformer import StarTransformer
+from star_cli.models.transformer import StarTransformer, run_block
 
 
 @torch.inference_mode()
@@ -54,7 +53,8 @@ def draw(
         options: guidance, filters, stable sampling, speed.
         randomness: of the B images; nothing else is random.
         on_scale: progress callback.
-        recordings: of the transformer's blocks, which are then played where `options` leave nothing out.
+        recordings: of the transformer's blocks, which then run, and are played, as these say, where `options` leave
+            nothing out.
     Raises:
         OptionError: stable sampling is asked for and the weights cannot do it; words for a class model, or the reverse.
     """
@@ -65,31 +65,19 @@ def draw(
     is_official = options.compat == "official"
     rows = stack(condition, unconditional) if guided else condition
     prompted = transformer.prompt(rows, images, "first_image" if is_official else None)
-    leaves_nothing_out = options.speed == "exact" and not is_official
-    recorded = recordings.blocks(prompted, schedule) if recordings is not None and leaves_nothing_out else None
-    caches = make_caches(transformer.config.depth, schedule.offsets[-2])
+    blocks = _Blocks(transformer, prompted, schedule, images, options, recordings)
     f_hat = torch.zeros(
         *(images, transformer.config.code_dim, schedule.last_side, schedule.last_side),
         dtype=_published_dtype(transformer, prompted) if is_official else torch.float32,
         device=prompted.start.device,
     )
-    late = first_late_scale(options, schedule)
-    change: Tensor | None = None  # what the blocks made of the scale before
     token_maps = []
     for scale, side in enumerate(schedule.sides):
-        if guided and scale == late:
+        if guided and scale == blocks.late:
             guided, options = False, replace(options, guidance=0.0)
-            prompted = _conditional_rows(prompted, images, caches)
+            blocks.leave_unconditional_rows()
         codes = quantizer.next_input(f_hat, side) if scale > 0 else None  # (B, l, C)
-        x = _scale_input(transformer, prompted, codes, scale, schedule)
-        if codes is not None and change is not None and scale >= late:
-            hidden = run_pivotal(transformer, x, codes, change, prompted, schedule, scale, caches)
-        elif recorded is not None:
-            hidden = recorded(x, scale)
-        else:
-            hidden = transformer.run_blocks(x, prompted, schedule, schedule.slice(scale), stores=caches)
-        if options.speed == "turbo" and scale >= late - 1:
-            change = hidden[:images] - x[:images]
+        hidden, prompted = blocks(codes, scale), blocks.prompted
         if is_refined(transformer, scale, options):
             tokens = draw_stable(transformer, quantizer, hidden, prompted, schedule, scale, options, randomness)
             added = quantizer.look_up(tokens, side)
@@ -105,6 +93,70 @@ def draw(
     return Drawn(f_hat, token_maps)
 
 
+class _Blocks:
+    """The blocks of one pass, run scale after scale: as they are, compiled, played, or late on some tokens alone.
+
+    Args:
+        transformer: whose blocks.
+        prompted: of B or 2B rows.
+        schedule: all scales.
+        images: B.
+        options: of these the speed, and what rules recordings out.
+        recordings: as in `draw`.
+    """
+
+    def __init__(
+        self,
+        transformer: StarTransformer,
+        prompted: Prompted,
+        schedule: ScaleSchedule,
+        images: int,
+        options: SamplingOptions,
+        recordings: Recordings | None,
+    ):
+        self.prompted = prompted
+        self.late = first_late_scale(options, schedule)
+        """Scale from which on `options.speed` leaves something out."""
+        self._transformer, self._schedule, self._images = transformer, schedule, images
+        self._caches = make_caches(transformer.config.depth, schedule.offsets[-2])
+        self._is_turbo = options.speed == "turbo"
+        self._change: Tensor | None = None  # what the blocks made of the scale before
+        self._recorded, self._run = None, run_block
+        if recordings is not None and options.speed == "exact" and options.compat != "official":
+            self._recorded, self._run = recordings.blocks(prompted, schedule), recordings.run_block
+
+    def __call__(self, codes: Tensor | None, scale: int) -> Tensor:
+        """What the codes of f_hat (B, l, Z) become, or without them the start map: hidden states, (B or 2B, l, C)."""
+        x = self._embedded(codes, scale)
+        tokens = self._schedule.slice(scale)
+        if codes is not None and self._change is not None and scale >= self.late:
+            given = (self._change, self.prompted, self._schedule, scale, self._caches)
+            hidden = run_pivotal(self._transformer, x, codes, *given)
+        elif self._recorded is not None:
+            hidden = self._recorded(x, scale)
+        else:
+            hidden = self._transformer.run_blocks(
+                x, self.prompted, self._schedule, tokens, stores=self._caches, run=self._run
+            )
+        if self._is_turbo and scale >= self.late - 1:
+            self._change = hidden[: self._images] - x[: self._images]
+        return hidden
+
+    def leave_unconditional_rows(self) -> None:
+        """Go on without them; in the caches, too."""
+        for cache in self._caches:
+            cache.keep_rows(self._images)
+        self.prompted = self.prompted.first(self._images)
+
+    def _embedded(self, codes: Tensor | None, scale: int) -> Tensor:
+        """What the blocks read: the start map, or f_hat at the side of this scale."""
+        if codes is None:
+            return self._transformer.embed_start(self.prompted, self._schedule)
+        # conditional and unconditional rows share f_hat
+        codes = codes.repeat(len(self.prompted.start) // len(codes), 1, 1)
+        return self._transformer.embed_codes(codes, self._schedule, self._schedule.offsets[scale])
+
+
 def _published_dtype(transformer: StarTransformer, prompted: Prompted) -> torch.dtype:
     """Of f_hat in the published code, which takes it from the start map.
 
@@ -114,20 +166,3 @@ def _published_dtype(transformer: StarTransformer, prompted: Prompted) -> torch.
     if transformer.config.conditioning == "text" and torch.is_autocast_enabled(device):
         return torch.get_autocast_dtype(device)
     return torch.float32
-
-
-def _conditional_rows(prompted: Prompted, images: int, caches: Sequence[KVCache]) -> Prompted:
-    """Leave the unconditional rows behind, in the caches, too."""
-    for cache in caches:
-        cache.keep_rows(images)
-    return prompted.first(images)
-
-
-def _scale_input(
-    transformer: StarTransformer, prompted: Prompted, codes: Tensor | None, scale: int, schedule: ScaleSchedule
-) -> Tensor:
-    """What the blocks read for one scale: the start map, or f_hat at the side of this scale."""
-    if codes is None:
-        return transformer.embed_start(prompted, schedule)
-    codes = codes.repeat(len(prompted.start) // len(codes), 1, 1)  # conditional and unconditional rows share f_hat
-    return transformer.embed_codes(codes, schedule, schedule.offsets[scale])

@@ -66,7 +66,9 @@ class Drawing:
     item_size: int = FLOAT32
     """Bytes of a number in the blocks and in the decoder; 2 in half precision. What decides tokens has 4."""
     weight_size: float | None = None
-    """Bytes of a weight of those layers that can be quantised; as `item_size` when None."""
+    """Bytes of a weight of those layers of the blocks that can be rounded; as `item_size` when None."""
+    decoder_weight_size: float | None = None
+    """The same of the decoder's convolutions."""
     is_summed_again: bool = True
     """f_hat is added up once more before decoding, from the tokens of each image alone."""
 
@@ -92,8 +94,11 @@ class Drawing:
             unit: what they run on.
         """
         products = list(products)
-        small = self.weight_size or self.item_size
-        sizes: dict[Unit, float] = {"head": FLOAT32, "linears": small, "convolutions": small}
+        sizes: dict[Unit, float] = {
+            "head": FLOAT32,
+            "linears": self.weight_size or self.item_size,
+            "convolutions": self.decoder_weight_size or self.item_size,
+        }
         weights = sum(product.from_width * product.to_width for product in products if product.has_weights)
         flops = sum(product.flops for product in products)
         return Cost({unit: times * flops}, times * (round(weights * sizes.get(unit, self.item_size)) + moved))

@@ -36,7 +36,8 @@ def check_rounding(rounding: str, device: torch.device, dtype: torch.dtype) -> N
     elif rounding == "int8":
         check_int8(device, dtype)
     else:
-        raise OptionError(f"fp8 is there on a GPU only, not on {device.type}", "use --quantize none, or int8")
+        hint = "use --quantize none, or int8" if device.type == "cpu" else "use --quantize none"
+        raise OptionError(f"fp8 is there on an NVIDIA GPU only, not on {device.type}", hint)
 
 
 def round_blocks(transformer: StarTransformer, rounding: str) -> None:

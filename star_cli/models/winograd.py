@@ -101,7 +101,7 @@ class WinogradConvolution(Convolution):
 
 
 def _framed(values: Tensor, frame: tuple[int, int, int, int]) -> Tensor:
-    """(y, x, C) with zeros above, below, left and right. `F.pad` writes zeros everywhere first: decoding is 5 % slower."""
+    """(y, x, C) with zeros around it. `F.pad` writes them everywhere first: decoding takes 5 % longer."""
     above, below, left, right = frame
     rows, columns, channels = values.shape
     framed = values.new_empty(above + rows + below, left + columns + right, channels)

@@ -125,6 +125,25 @@ def test_devices_share_the_work_in_processes_of_their_own(run: Run, here: Star, 
     assert images_in(folder / "alone") == images_in(folder / "out")
 
 
+def test_devices_round_weights_each(run: Run, here: Star, folder: Path) -> None:
+    name = write_prompts(folder, 3)
+    code, _, stderr = finish(run(name, "--out", "out", "--devices", "cpu,cpu", "--quantize", "int8"))
+    assert code == 0, stderr
+    assert {read_recipe(path)["quantize"] for path in (folder / "out").glob("*.png")} == {"int8"}
+    here(name, "--out", "alone", "--quantize", "int8")
+    assert images_in(folder / "alone") == images_in(folder / "out")
+
+
+def test_rounding_that_a_device_cannot_do_is_told_once(run: Run, folder: Path) -> None:
+    name = write_prompts(folder, 3)
+    code, stdout, stderr = finish(run(name, "--out", "out", "--devices", "cpu,cpu", "--quantize", "fp8"))
+    assert (code, stdout) == (2, b"")
+    assert stderr.decode().splitlines() == [
+        "error: fp8 is there on an NVIDIA GPU only, not on cpu",
+        "hint: use --quantize none, or int8",
+    ]
+
+
 def test_signals_end_it_in_good_order_or_at_once(run: Run, folder: Path) -> None:
     name = write_prompts(folder, 5000)
     signals = {"int": [signal.SIGINT], "term": [signal.SIGTERM], "twice": [signal.SIGINT, signal.SIGINT]}

@@ -59,9 +59,10 @@ def test_all_come_once_in_order(way: list[bool]) -> None:
     assert came == list(range(len(way)))
 
 
-def test_failure_comes_after_what_was_whole() -> None:
-    def begin() -> Iterator[Copies]:
-        yield Copies([torch.tensor(0)])
+@pytest.mark.parametrize("is_on_its_way", [True, False])
+def test_failure_comes_after_what_was_whole(is_on_its_way: bool) -> None:
+    def begin() -> Iterator[Any]:
+        yield Told([], 0, is_on_its_way)
         raise RuntimeError("the second one")
 
     results = one_behind(begin())

@@ -14,13 +14,16 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch._dynamo.utils import counters
 
+from star_cli.errors import OptionError, StarError
 from star_cli.generation.drawn import Drawn
 from star_cli.generation.options import SamplingOptions
 from star_cli.generation.randomness import random_generators
 from star_cli.generation.recorded import MOST, CudaGraphs, Play, Recordings
 from star_cli.generation.sampler import draw
-from star_cli.hardware import compiles_blocks, records_graphs
+from star_cli.hardware import choose_graphs
+from star_cli.models.rounding import rounded_layers
 from star_cli.models.schedule import ScaleSchedule
+from star_cli.models.torchao_weights import round_by_torchao
 from star_cli.models.transformer import StarTransformer
 from tests.models.builders import (
     class_changes,
@@ -124,6 +127,42 @@ def test_blocks_are_compiled_once_for_all_and_whole() -> None:
     assert not counters["graph_break"]
 
 
+@pytest.mark.usefixtures("as_on_a_gpu")
+def test_rounded_blocks_are_compiled_too() -> None:
+    pytest.importorskip("torchao")
+    model = tiny_transformer()
+    model.set_compute_dtype(torch.bfloat16)
+    for layer in rounded_layers(model):
+        round_by_torchao(layer, "int8")
+    recordings = Recordings(model, lambda: again, "eager")
+    for seed in range(3):
+        assert_same(drawn(model, recordings, seed), drawn(model, None, seed))
+    assert not counters["graph_break"]
+
+
+@pytest.mark.usefixtures("as_on_a_gpu")
+def test_all_passes_run_compiled_where_one_could_be_recorded() -> None:
+    model = tiny_transformer()
+    recordings = Recordings(model, lambda: again, "eager")
+    drawn(model, recordings, 0)
+    first = counters["stats"]["unique_graphs"]
+    assert first > 0
+    options = SamplingOptions(**(OPTIONS.to_dict() | {"speed": "fast"}))
+    drawn(model, recordings, 0, images=3, options=options)
+    assert counters["stats"]["unique_graphs"] == first
+
+
+@pytest.mark.usefixtures("as_on_a_gpu")
+def test_what_cannot_be_compiled_is_told_in_words() -> None:
+    def fail(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Callable[..., Any]:
+        raise RuntimeError("no compiler")
+
+    model = tiny_transformer()
+    with pytest.raises(StarError, match=r"cannot be compiled: .*no compiler") as told:
+        drawn(model, Recordings(model, lambda: again, fail), 0)
+    assert told.value.hint == "use STAR_CUDA_GRAPHS=1"
+
+
 def test_first_pass_of_a_shape_is_not_recorded() -> None:
     model, made = tiny_transformer(), 0
 
@@ -197,17 +236,23 @@ def test_what_leaves_something_out_runs() -> None:
 @pytest.mark.parametrize(
     ("device", "switch", "expected"),
     [
-        *(("cuda", "1", (True, False)), ("cuda", "compiled", (True, True)), ("cuda", "0", (False, False))),
-        *(("cuda", None, (False, False)), ("cpu", "1", (False, False)), ("cpu", "compiled", (False, False))),
+        *(("cuda", "1", "recorded"), ("cuda", "compiled", "compiled"), ("cuda", "0", None), ("cuda", None, None)),
+        *(("cpu", "1", None), ("cpu", "compiled", None)),
     ],
 )
 def test_graphs_are_asked_for_and_are_of_a_gpu(
-    monkeypatch: pytest.MonkeyPatch, device: str, switch: str | None, expected: tuple[bool, bool]
+    monkeypatch: pytest.MonkeyPatch, device: str, switch: str | None, expected: str | None
 ) -> None:
     monkeypatch.delenv("STAR_CUDA_GRAPHS", raising=False)
     if switch is not None:
         monkeypatch.setenv("STAR_CUDA_GRAPHS", switch)
-    assert (records_graphs(torch.device(device)), compiles_blocks(torch.device(device))) == expected
+    assert choose_graphs(torch.device(device)) == expected
+
+
+def test_graphs_are_not_asked_for_in_other_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STAR_CUDA_GRAPHS", "compile")
+    with pytest.raises(OptionError, match="STAR_CUDA_GRAPHS must be 0, 1 or compiled, not compile"):
+        choose_graphs(torch.device("cuda"))
 
 
 @pytest.mark.gpu

@@ -101,7 +101,7 @@ def test_quantised_in_the_decoder_are_the_convolutions_of_blocks_and_doublings()
         for conv in ([part.conv1, part.conv2] if isinstance(part, ResidualBlock) else [])
         + ([part.conv] if isinstance(part, Double) else [])
     ]
-    plain, quantised = (_costs(weight_size=size)["decode", None] for size in (None, 1))
+    plain, quantised = (_costs(decoder_weight_size=size)["decode", None] for size in (None, 1))
     assert plain.work == quantised.work
     assert plain.bytes - quantised.bytes == (4 - 1) * sum(weight.numel() for weight in weights)
     assert plain.work["convolutions"] > plain.work["decoder"] > 0

@@ -70,6 +70,7 @@ def test_compiled_rotation_is_the_same_in_real_numbers() -> None:
     vectors, table = torch.randn(2, 3, 21, 8), rotation_table(ScaleSchedule((1, 2, 4)), 8, 10000.0, 64.0)
     compiled = torch.compile(rotate, backend="eager", fullgraph=True)
     torch.testing.assert_close(compiled(vectors, table), rotate(vectors, table))
+    torch.compiler.reset()
 
 
 def test_rotation_keeps_lengths_and_gives_float32() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from types import ModuleType
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from star_cli.errors import OptionError
 from star_cli.hardware import choose_quantize
 from star_cli.models import torchao_weights
-from star_cli.models.rounding import check_rounding, rounded_layers
+from star_cli.models.rounding import check_rounding, product_dtype, rounded_layers
 from star_cli.models.torchao_weights import check_torchao, round_by_torchao
 from star_cli.pipeline import StarPipeline
 from tests.models.builders import numbers
@@ -102,7 +103,6 @@ def test_model_draws_with_such_weights_in_its_blocks_alone(tiny_model_folder: st
 
 def test_gpu_asks_for_torchao(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torchao", None)
-    monkeypatch.setattr(torchao_weights, "find_spec", lambda name: None)
     with pytest.raises(OptionError, match="needs torchao") as told:
         choose_quantize("int8", CUDA, torch.bfloat16)
     assert "star-cli[gpu]" in str(told.value.hint)
@@ -122,8 +122,28 @@ def test_fp8_is_refused_where_it_is_not_there(
     check_torchao("int8", CUDA, dtype)
 
 
+def test_float16_would_overflow(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torchao_weights, "find_spec", lambda name: object())
+    with pytest.raises(OptionError, match="int8 goes with float32 and bfloat16 alone"):
+        check_torchao("int8", CUDA, torch.float16)
+
+
+def test_another_torchao_is_told_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torchao.quantization", ModuleType("torchao.quantization"))
+    with pytest.raises(OptionError, match=r"needs torchao, 0\.18 or newer"):
+        round_by_torchao(nn.Linear(32, 32), "int8")
+
+
+@pytest.mark.parametrize(
+    ("name", "device", "expected"),
+    [("int8", "cpu", "int8"), ("int8", "cuda", None), ("fp8", "cuda", "fp8"), (None, "cuda", None)],
+)
+def test_weights_alone_do_not_hasten_products(name: str | None, device: str, expected: str | None) -> None:
+    assert product_dtype(name, torch.device(device)) == expected
+
+
 def test_fp8_is_there_on_a_gpu_only() -> None:
-    with pytest.raises(OptionError, match="on a GPU only, not on cpu"):
+    with pytest.raises(OptionError, match="on an NVIDIA GPU only, not on cpu"):
         check_rounding("fp8", torch.device("cpu"), torch.bfloat16)
 
 
@@ -134,5 +154,6 @@ def test_model_is_rounded_on_a_gpu(tiny_model_folder: str, name: str) -> None:
     if not torch.cuda.is_available() or (name == "fp8" and torch.cuda.get_device_capability() < (8, 9)):
         pytest.skip("needs a GPU that multiplies such numbers")
     pipe = StarPipeline.from_pretrained(tiny_model_folder, device="cuda", dtype="bfloat16", quantize=name)
+    assert all(type(layer.weight) is not nn.Parameter for layer in rounded_layers(pipe.transformer))
     (image,) = pipe("a red circle", seed=3)
     assert image.recipe["quantize"] == name
