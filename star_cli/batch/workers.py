@@ -91,7 +91,7 @@ def run_on_devices(
         OptionError: one of the devices cannot round weights so.
         StarError: a process could not go on, and the others could not do its part.
     """
-    if quantize is not None:
+    if quantize not in (None, "none"):
         for device in devices:  # before each process finds it out for itself
             where, _ = choose_device(device)
             choose_quantize(quantize, where, choose_dtype(dtype, where)[0])

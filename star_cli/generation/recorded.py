@@ -5,8 +5,8 @@ longer than they do. A graph starts them all at once. It reads and writes the sa
 from picture to picture (the prompt's keys and values, each scale's input) is copied into memory of the recording.
 
 Recording costs several runs, so a pass is recorded when one of its shape has been drawn before: never for one picture.
-Blocks may be compiled besides, which joins norms, rotation and element-wise work to few kernels, and costs minutes. Its
-last bits are others, so all passes then run compiled, recorded or not: a picture must not depend on those before it.
+Blocks may be compiled besides, which joins norms, rotation and element-wise work to few kernels, and costs minutes.
+They round otherwise then, so all passes run them compiled, recorded or not: no picture depends on those before it.
 
 Letters: B rows, l tokens of a scale, C width.
 """
@@ -134,7 +134,7 @@ class Recordings:
     ):
         self._transformer = transformer
         self._new_recorder = new_recorder
-        self.run_block = run_block if compiler is None else _compiled(compiler)
+        self.run_block: RunBlock = run_block if compiler is None else _compiled(compiler)
         """Runs a block in every pass that could be recorded, whether it is or not."""
         self._seen: set[object] = set()
         self._kept: dict[object, RecordedBlocks] = {}
