@@ -1,7 +1,7 @@
 """What do other precisions change and gain on a CPU? Tokens, pixels, verdicts, seconds, beside float32.
 
     python -m benchmarks.precision --prompts 40 --res 256     the shipped model, against float32
-    python -m benchmarks.precision --as-on-a-gpu                 the same, rounded as on a GPU; its seconds mean nothing
+    python -m benchmarks.precision --as-on-a-gpu              the same, rounded as on a GPU; its seconds mean nothing
     python -m benchmarks.precision --blocks 16                a call of a random model of that depth, 64 wide a head
 
 Seconds are processor time of one thread, the least of several; nothing needs to be idle but for the caches.

@@ -72,6 +72,17 @@ def choose_quantize(requested: str | None, device: torch.device, dtype: torch.dt
     return requested
 
 
+def choose_precision(device: str, dtype: str, quantize: str | None) -> tuple[torch.device, torch.dtype, str | None]:
+    """Device, dtype and rounding together, each as by its own function.
+
+    Raises:
+        OptionError: see `choose_device`, `choose_dtype` and `choose_quantize`.
+    """
+    chosen, _ = choose_device(device)
+    of_blocks, _ = choose_dtype(dtype, chosen)
+    return chosen, of_blocks, choose_quantize(quantize, chosen, of_blocks)
+
+
 def choose_graphs(device: torch.device) -> str | None:
     """How the blocks of a scale become one CUDA graph: "recorded" as they are, or "compiled" before; None: they do not.
 

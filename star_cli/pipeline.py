@@ -29,7 +29,7 @@ from star_cli.generation.options import SamplingOptions, check_compat
 from star_cli.generation.randomness import Randomness, random_generators
 from star_cli.generation.recorded import CudaGraphs, Recordings
 from star_cli.generation.sampler import draw
-from star_cli.hardware import choose_device, choose_dtype, choose_graphs, choose_quantize
+from star_cli.hardware import choose_graphs, choose_precision
 from star_cli.images import to_uint8, to_uint8_truncated
 from star_cli.jobs import ImageJob, jobs_of
 from star_cli.models.condition import ClassCondition, Condition
@@ -124,9 +124,7 @@ class StarPipeline:
             ModelFolderError: it is incomplete or damaged.
             OptionError: a device that is not there, an unknown dtype, or a rounding that is not there on the device.
         """
-        chosen_device, _ = choose_device(device)
-        chosen_dtype, _ = choose_dtype(dtype, chosen_device)
-        rounding = choose_quantize(quantize, chosen_device, chosen_dtype)
+        chosen_device, chosen_dtype, rounding = choose_precision(device, dtype, quantize)
         folder = find_model(name_or_folder)
         transformer = folder.load_transformer(chosen_device, chosen_dtype)
         if rounding is not None:

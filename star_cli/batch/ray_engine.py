@@ -23,7 +23,7 @@ from star_cli.batch.selection import Policy, Selection
 from star_cli.batch.writers import Todo, Writers
 from star_cli.errors import OptionError, OutputError
 from star_cli.generation.options import SamplingOptions
-from star_cli.hardware import choose_device, choose_dtype, choose_quantize
+from star_cli.hardware import choose_precision
 from star_cli.jobs import ImageJob
 from star_cli.pipeline import StarPipeline
 
@@ -58,8 +58,7 @@ def run_on_ray(
     """
     ray = _ray()
     if quantize is not None and not _count_gpus(ray, device):  # what its GPUs can do, an actor finds out
-        cpu, _ = choose_device("cpu")
-        choose_quantize(quantize, cpu, choose_dtype(dtype, cpu)[0])
+        choose_precision("cpu", dtype, quantize)
     start = time.perf_counter()
     summary, order, stopped, asked = Summary(policy.count(plan)), InOrder(), threading.Event(), threading.Event()
 

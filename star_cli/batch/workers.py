@@ -22,7 +22,7 @@ from star_cli.batch.plan import Job, Plan
 from star_cli.batch.runner import BatchRunner
 from star_cli.batch.selection import Policy
 from star_cli.errors import OptionError, OutputError, StarError
-from star_cli.hardware import choose_device, choose_dtype, choose_quantize
+from star_cli.hardware import choose_device, choose_precision
 from star_cli.pipeline import StarPipeline
 
 if TYPE_CHECKING:
@@ -93,8 +93,7 @@ def run_on_devices(
     """
     if quantize not in (None, "none"):
         for device in devices:  # before each process finds it out for itself
-            where, _ = choose_device(device)
-            choose_quantize(quantize, where, choose_dtype(dtype, where)[0])
+            choose_precision(device, dtype, quantize)
     context = multiprocessing.get_context("spawn")
     events: Any = context.Queue()
     ends: list[Connection] = []  # of pipes; no Event: its `set` waits for sleepers that may have died in their sleep

@@ -29,7 +29,7 @@ from star_cli.evaluation.speed_machine import (
 )
 from star_cli.evaluation.speed_report import FORMAT, FORMAT_VERSION
 from star_cli.evaluation.speed_subject import Precision, Workload, find_shape, load_subject, subjects_of
-from star_cli.hardware import choose_device, choose_dtype, choose_quantize
+from star_cli.hardware import choose_precision
 
 OnStep = Callable[[str], None]
 """Told what is measured next."""
@@ -137,9 +137,7 @@ def run_bench(bench: Bench, on_step: OnStep = lambda name: None) -> dict[str, An
 
 def _checked(bench: Bench) -> ModelFolder | None:
     """Before any work: what would otherwise be found out minutes later. The model's folder; None of a shape."""
-    device, _ = choose_device(bench.precision.device)
-    dtype, _ = choose_dtype(bench.precision.dtype, device)
-    choose_quantize(bench.precision.quantize, device, dtype)
+    choose_precision(**asdict(bench.precision))
     if bench.shape is None:
         folder = find_model(bench.model or SHIPPED)
         checked_resolution(bench.res, folder)

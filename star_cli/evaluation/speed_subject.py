@@ -20,7 +20,7 @@ from star_cli.errors import ModelNotFoundError
 from star_cli.evaluation.speed_machine import now
 from star_cli.evaluation.speed_profile import Clocks
 from star_cli.generation.options import SamplingOptions
-from star_cli.hardware import choose_device, choose_dtype, choose_quantize
+from star_cli.hardware import choose_precision
 from star_cli.jobs import ImageJob
 from star_cli.models.condition import TextCondition
 from star_cli.models.config import TextEncoderConfig, TransformerConfig
@@ -158,9 +158,7 @@ def find_shape(name: str) -> PublishedModel:
 
 def _random_subject(shape: str, precision: Precision) -> Subject:
     model = find_shape(shape)
-    device, _ = choose_device(precision.device)
-    dtype, _ = choose_dtype(precision.dtype, device)
-    rounding = choose_quantize(precision.quantize, device, dtype)
+    device, dtype, rounding = choose_precision(**asdict(precision))
     text = model.text_encoder
     transformer = _filled(StarTransformer, model.transformer, device, dtype)
     if rounding is not None:

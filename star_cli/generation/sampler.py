@@ -1,6 +1,6 @@
 """The scale loop: hidden states, logits, guided draw, codes, f_hat, next input (STAR; VAR, algorithm 2).
 
-Letters: B images (2B rows under guidance), C code width, h w latent, l tokens of a scale.
+Letters: B images (2B rows under guidance), C code width, W width of the blocks, h w latent, l tokens of a scale.
 """
 
 from __future__ import annotations
@@ -126,15 +126,15 @@ class _Blocks:
             self._recorded, self._run = recordings.blocks(prompted, schedule), recordings.run_block
 
     def __call__(self, codes: Tensor | None, scale: int) -> Tensor:
-        """What the codes of f_hat (B, l, Z) become, or without them the start map: hidden states, (B or 2B, l, C)."""
+        """What the codes of f_hat (B, l, C) become, or without them the start map: hidden states, (B or 2B, l, W)."""
         x = self._embedded(codes, scale)
-        tokens = self._schedule.slice(scale)
         if codes is not None and self._change is not None and scale >= self.late:
             given = (self._change, self.prompted, self._schedule, scale, self._caches)
             hidden = run_pivotal(self._transformer, x, codes, *given)
         elif self._recorded is not None:
             hidden = self._recorded(x, scale)
         else:
+            tokens = self._schedule.slice(scale)
             hidden = self._transformer.run_blocks(
                 x, self.prompted, self._schedule, tokens, stores=self._caches, run=self._run
             )

@@ -61,7 +61,7 @@ def round_by_torchao(layer: nn.Linear, rounding: str) -> None:
     except ImportError as error:
         raise _without_torchao(f"0.18 or newer: {error}") from error
     unrounded = type(layer.weight)
-    # the settings of torch's compiler are the whole process's, and nothing is compiled here
+    # the settings of torch's compiler are the whole process's: they stay as they are
     if rounding == "fp8":
         quantize_(layer, Float8DynamicActivationFloat8WeightConfig(granularity=PerRow(), set_inductor_config=False))
     else:
