@@ -24,6 +24,24 @@ class Convolution(ABC):
             padding: rows of zeros above and below, columns left and right.
         """
 
+    def write(
+        self, strip: Tensor, padding: tuple[int, int], place: Tensor, *, after_silu: bool = False, adds: bool = False
+    ) -> None:
+        """The same into a place that is there already.
+
+        Args:
+            strip: as above; may be overwritten where a SiLU comes first.
+            padding: as above.
+            place: (1, O, rows', x'), channels last.
+            after_silu: whether the SiLU of the strip is what is convolved.
+            adds: whether the result is added to what stands there.
+        """
+        made = self(F.silu(strip, inplace=True) if after_silu else strip, padding)
+        if adds:
+            place.add_(made)
+        else:
+            place.copy_(made)
+
     def fitting(self, rows: int) -> int:
         """How many of a map's next so many rows a strip had best be of, at least 1; it has one more above and below."""
         return rows

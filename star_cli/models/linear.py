@@ -46,17 +46,23 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, gelu: bool = F
         (..., O).
     """
     if not _is_free(x, weight):
-        return _gelu(F.linear(x, weight, bias)) if gelu else F.linear(x, weight, bias)
+        return _gelu_of(x, weight, bias) if gelu else F.linear(x, weight, bias)
     if x.dtype == torch.bfloat16 and not has_bfloat16():
         return linear(x.float(), weight.float(), None if bias is None else bias.float(), gelu).to(x.dtype)
     is_old = lacks_avx512()
     if not _has_onednn(x.dtype) or (is_old and x.ndim > 1 and x.shape[-2] > FEW_TOKENS):
-        out = F.linear(x, weight, bias)
-    elif gelu and not is_old:
+        return _gelu_of(x, weight, bias) if gelu else F.linear(x, weight, bias)
+    if gelu and not is_old:
         return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "gelu", [], "tanh")
-    else:
-        out = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+    out = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
     return _gelu(out) if gelu else out
+
+
+def _gelu_of(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """GELU (tanh) of `F.linear`, which with a bias begins with a pass over all that is to come, to write it there."""
+    if bias is None or x.dtype != torch.float32 or not _is_free(x, weight):
+        return _gelu(F.linear(x, weight, bias))
+    return _gelu_in_place(F.linear(x, weight), bias)
 
 
 def _gelu(x: Tensor) -> Tensor:
@@ -64,10 +70,12 @@ def _gelu(x: Tensor) -> Tensor:
     return _gelu_in_place(x) if x.dtype == torch.float32 and _is_free(x) else F.gelu(x, approximate="tanh")
 
 
-def _gelu_in_place(x: Tensor) -> Tensor:
-    """2.6 times as fast as `F.gelu` with AVX2, whose tanh is slow."""
+def _gelu_in_place(x: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Of x + bias; 2.6 times as fast as `F.gelu` with AVX2, whose tanh is slow."""
     slope = x.new_tensor(_SLOPE)
-    for part in x.view(-1).split(_GELU_NUMBERS):
+    for part in x.view(-1, x.shape[-1]).split(max(1, _GELU_NUMBERS // x.shape[-1])):
+        if bias is not None:
+            part.add_(bias)
         gate = torch.addcmul(slope, part, part, value=_CUBE).mul_(part).sigmoid_()
         part.mul_(gate)
     return x

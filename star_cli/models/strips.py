@@ -80,12 +80,14 @@ class StripDecoder:
     def _block(self, x: _Map, block: ResidualBlock) -> _Map:
         between = x.blank(block.conv1.out_channels)
         for top, bottom in self._strips(x, block.conv1):
-            between.write(top, self._convolve(block.conv1, x.activated(block.norm1, top, bottom), bottom - top))
+            self._write(block.conv1, x.normed(block.norm1, top, bottom), between, (top, bottom), after_silu=True)
         total = x if isinstance(block.shortcut, nn.Identity) else x.blank(block.conv2.out_channels)
         total.forget()
         for top, bottom in self._strips(between, block.conv2):
-            added = self._convolve(block.conv2, between.activated(block.norm2, top, bottom), bottom - top)
-            total.write(top, added.add_(block.shortcut(x.values[:, :, top:bottom])))
+            if total is not x:
+                total.rows(top, bottom).copy_(block.shortcut(x.rows(top, bottom)))
+            strip = between.normed(block.norm2, top, bottom)
+            self._write(block.conv2, strip, total, (top, bottom), after_silu=True, adds=True)
         return total
 
     def _attend(self, x: _Map, attention: nn.Module) -> _Map:
@@ -119,13 +121,23 @@ class StripDecoder:
         height, width = x.values.shape[-2:]
         image = torch.empty(1, 3, height * patch, width * patch, device=x.values.device)
         for top, bottom in self._strips(x, decoder.head):
-            strip = self._convolve(decoder.head, x.activated(decoder.norm, top, bottom), bottom - top)
+            activated = F.silu(x.normed(decoder.norm, top, bottom), inplace=True)
+            strip = self._convolve(decoder.head, activated, bottom - top)
             image[:, :, top * patch : bottom * patch] = decoder.unfold(strip).clamp_(-1, 1)
         return image
 
     def _convolve(self, conv: nn.Conv2d, strip: Tensor, rows: int) -> Tensor:
-        """Convolve what `_Map.padded` or `activated` gave for so many rows."""
-        return self._convolutions[conv](strip, (int(strip.shape[-2] == rows), 1))
+        """Convolve what `_Map.padded` or `normed` gave for so many rows."""
+        return self._convolutions[conv](strip, _padding(strip, rows))
+
+    def _write(
+        self, conv: nn.Conv2d, strip: Tensor, to: _Map, span: tuple[int, int], after_silu: bool, adds: bool = False
+    ) -> None:
+        """The same, to its rows of a map, which counts them."""
+        top, bottom = span
+        padding, place = _padding(strip, bottom - top), to.rows(top, bottom)
+        self._convolutions[conv].write(strip, padding, place, after_silu=after_silu, adds=adds)
+        to.count(top, bottom)
 
     def _strips(self, x: _Map, conv: nn.Conv2d, times: int = 1) -> Iterator[tuple[int, int]]:
         """First row, and the row after the last, of each strip; a strip leaves the convolution `times` as wide."""
@@ -152,35 +164,31 @@ class _Map:
         values = torch.empty(size, dtype=like.dtype, device=like.device, memory_format=torch.channels_last)
         return _Map(values, self._strip_bytes)
 
-    def write(self, top: int, strip: Tensor) -> None:
-        """Put a strip (1, C, rows, x) in its place."""
-        bottom = top + strip.shape[-2]
-        self.values[:, :, top:bottom] = strip
-        self.count(top, bottom)
+    def rows(self, top: int, bottom: int) -> Tensor:
+        """(1, C, rows, x), a view."""
+        return self.values[:, :, top:bottom]
 
     def count(self, top: int, bottom: int) -> None:
         """Add rows that were written to the sums, while the cache still has them."""
         if self._is_strip:
             return
-        rows = self.values[:, :, top:bottom].permute(0, 2, 3, 1).flatten(0, 2)  # (rows * x, C), a view
-        cells = rows.float()
-        sums = cells.sum(0)
-        squares = cells.square() if cells is rows else cells.square_()  # a copy may be written over
-        self._sums += torch.stack([sums, squares.sum(0)])
+        rows = self.rows(top, bottom).float()
+        mean, variance = (each.double() for each in torch.batch_norm_update_stats(rows, None, None, 0.0))  # (C) each
+        self._sums += rows[0, 0].numel() * torch.stack([mean, variance + mean.square()])
 
     def forget(self) -> None:
         """Begin the sums anew, for all rows will be written again."""
         self._sums = torch.zeros(2, self.values.shape[1], dtype=torch.float64, device=self.values.device)
 
-    def activated(self, norm: nn.GroupNorm, top: int, bottom: int) -> Tensor:
-        """SiLU of the normed rows, as `padded`."""
+    def normed(self, norm: nn.GroupNorm, top: int, bottom: int) -> Tensor:
+        """Rows as `padded` gives them, behind a norm of the whole map; nobody else's tensor."""
         if self._is_strip:
             normed = self._rows(norm(self.values), top, bottom)
         else:  # a batch norm whose statistics are those of the groups
             mean, variance = self._moments(norm)
             weight, bias = norm.weight.float(), norm.bias.float()
             normed = F.batch_norm(self._rows(self.values, top, bottom), mean, variance, weight, bias, eps=norm.eps)
-        return self._pad(F.silu(normed, inplace=True), top, bottom)
+        return self._pad(normed, top, bottom)
 
     def padded(self, top: int, bottom: int) -> Tensor:
         """A strip with a row more above and below, zeros beyond the map: (1, C, rows + 2, x); all rows come alone."""
@@ -198,6 +206,11 @@ class _Map:
     def _pad(self, rows: Tensor, top: int, bottom: int) -> Tensor:
         above, below = int(top == 0), int(bottom == self.values.shape[-2])
         return rows if above == below else F.pad(rows, (0, 0, above, below))
+
+
+def _padding(strip: Tensor, rows: int) -> tuple[int, int]:
+    """Rows, columns of zeros that a strip still lacks, which is to become so many rows."""
+    return int(strip.shape[-2] == rows), 1
 
 
 def fold_doubling(weight: Tensor) -> Tensor:

@@ -28,9 +28,14 @@ NARROWEST = 128
 """Channels in and out from which the products are worth the tables. 2 cores with AVX2, k = 3: 0.9 times the speed of
 oneDNN's convolution at 64 channels, 1.2 at 96, 1.6 at 128, 2.0 at 160, 2.4 at 320; k = 2: 1.0 at 96, 1.5 at 160. Not
 measured with AVX-512."""
-MOST_WEIGHTS = 2**17
-"""C O beyond which the weights, which grow four times (k = 2: six), take more memory than the few convolutions of that
-width, at the lowest resolutions, take time."""
+MOST_KEPT = 2**17
+"""C O up to which a convolution keeps its weights' values at the points, four to six times as many as its weights.
+Wider ones, which are few and far from the picture, make theirs at every call, in a quarter of its time (32 x 32, 640
+channels): kept they would be 0.7 GB of the published tokenizer, made they are gone before its largest maps come."""
+MOST_MADE = 2**19
+"""C O beyond which making them takes the time that they save: doublings of 640 channels."""
+FEWEST_CELLS = 2**9
+"""Of a result, below which values that are made for it alone gain nothing."""
 _WORKED_BYTES = 6 * 2**20
 """Of the values at the points of one row of them, which are worked on at a time: about what the caches keep."""
 
@@ -44,31 +49,49 @@ class WinogradConvolution(Convolution):
     """
 
     def __init__(self, weight: Tensor, bias: Tensor):
-        outputs, channels, side, _ = weight.shape
-        into, of_weight, back = tables(side)
-        self._into, self._back = into.float().contiguous(), back.float().contiguous()
-        both = torch.kron(of_weight, of_weight)  # (a a, k k): rows and columns at once
-        values = both.float() @ weight.detach().permute(2, 3, 1, 0).reshape(side * side, channels * outputs)
-        self._weights = values.view(len(into), len(into), channels, outputs)
-        self._bias = bias.detach()
+        self._into, self._of_weight, self._back = (each.float().contiguous() for each in tables(weight.shape[-1]))
+        self._weight, self._bias = weight.detach(), bias.detach()
+        outputs, channels = weight.shape[:2]
+        self._kept = self._values_of_weight() if outputs * channels <= MOST_KEPT else None
+        self._plain = PlainConvolution(self._weight, self._bias)
+
+    def _values_of_weight(self) -> Tensor:
+        """(O, a, a, C), rows and columns at once."""
+        both, points = torch.kron(self._of_weight, self._of_weight), len(self._of_weight)  # (a a, k k)
+        kernel = self._weight.permute(0, 2, 3, 1).flatten(1, 2)  # (O, k k, C), a view of what is channels last
+        return torch.bmm(both.expand(len(kernel), -1, -1), kernel).unflatten(1, (points, points))
 
     def __call__(self, strip: Tensor, padding: tuple[int, int]) -> Tensor:
         """See `Convolution`."""
-        points, _, channels, outputs = self._weights.shape
+        reach, outputs = len(self._into) - TILE, len(self._bias)  # k - 1
+        height, width = (strip.shape[dim] + 2 * padding[dim - 2] - reach for dim in (2, 3))
+        place = strip.new_empty(1, height, width, outputs).permute(0, 3, 1, 2)
+        self.write(strip, padding, place)
+        return place
+
+    def write(
+        self, strip: Tensor, padding: tuple[int, int], place: Tensor, *, after_silu: bool = False, adds: bool = False
+    ) -> None:
+        """See `Convolution`; the last step writes, or adds, where the result belongs, without a copy."""
+        height, width = place.shape[2:]
+        if self._kept is None and height * width < FEWEST_CELLS:
+            self._plain.write(strip, padding, place, after_silu=after_silu, adds=adds)
+            return
+        weights = self._values_of_weight() if self._kept is None else self._kept
+        outputs, points, _, channels = weights.shape
         reach = points - TILE  # k - 1
-        height, width = (strip.shape[dim] + 2 * padding[dim - 2] - reach for dim in (2, 3))  # of the result
         rows = math.ceil(height / TILE)  # of tiles
         columns = math.ceil(width / TILE) + 1  # one more than are needed, so that all are evenly apart
         above, left = padding
         below, right = TILE * rows + reach - above - strip.shape[2], TILE * columns - left - strip.shape[3]
-        padded = _framed(strip[0].permute(1, 2, 0), (above, below, left, right))  # (4 rows + k - 1, 4 columns, C)
-        result = padded.new_empty(rows, TILE, columns, TILE, outputs)
+        frame = (above, below, left, right)
+        padded = _framed(strip[0].permute(1, 2, 0), frame, after_silu)  # (4 rows + k - 1, 4 columns, C)
+        lines = place[0].permute(1, 2, 0).flatten(1)  # (height, width O), a view
         at_once = max(1, _WORKED_BYTES // (4 * points * columns * max(channels, outputs)))
         at_once = math.ceil(rows / math.ceil(rows / at_once))
         for first in range(0, rows, at_once):
-            part = result[first : first + at_once]
-            self._tiles(padded[TILE * first : TILE * (first + len(part)) + reach], part)
-        return result.flatten(2, 3).flatten(0, 1)[:height, :width].permute(2, 0, 1)[None]
+            top, bottom = TILE * first, TILE * min(first + at_once, rows)
+            self._tiles(weights, padded[top : bottom + reach], lines[top:bottom], adds)
 
     def fitting(self, rows: int) -> int:
         """See `Convolution`: as many as fill whole tiles."""
@@ -76,11 +99,11 @@ class WinogradConvolution(Convolution):
         whole = (rows + beyond) // TILE * TILE - beyond
         return whole if whole > 0 else rows
 
-    def _tiles(self, padded: Tensor, result: Tensor) -> None:
-        """Some rows of tiles: (4 rows + k - 1, 4 columns, C) -> (rows, 4, columns, 4, O), written in place."""
-        rows, _, columns, _, outputs = result.shape
-        points, channels = len(self._into), padded.shape[2]
-        line, tiles = TILE * columns, rows * columns
+    def _tiles(self, weights: Tensor, padded: Tensor, lines: Tensor, adds: bool) -> None:
+        """Some rows of tiles: (4 rows + k - 1, 4 columns, C) -> their lines of the result, (4 rows or fewer, x O)."""
+        outputs, points, _, channels = weights.shape
+        rows, line = math.ceil(len(lines) / TILE), padded.shape[1]
+        tiles = rows * line // TILE
         # rows of the map to values at the points; the last tile of the last row reads past its end
         by_row = padded.new_empty(points * rows * line + points, channels)
         windows = _windows(padded, rows, points, line * channels)
@@ -92,23 +115,43 @@ class WinogradConvolution(Convolution):
         for row in range(points):
             windows = _windows(by_row[row * rows * line :], tiles, points, channels)
             torch.bmm(self._into.expand(tiles, -1, -1), windows, out=values)
-            torch.bmm(values.transpose(0, 1), self._weights[row], out=products)
+            torch.bmm(values.transpose(0, 1), weights[:, row].permute(1, 2, 0), out=products)
             if row == 1:  # at the point 1 of rows and columns, whose value counts once for every output
                 products[1] += self._bias
             torch.bmm(self._back.expand(tiles, -1, -1), products.transpose(0, 1), out=back[row])
-        back = back.view(points, rows, columns * TILE * outputs).transpose(0, 1)
-        torch.bmm(self._back.expand(rows, -1, -1), back, out=result.view(rows, TILE, -1))
+        by_tile = back.view(points, rows, line * outputs)[..., : lines.shape[1]].transpose(0, 1)  # (rows, a, x O)
+        whole, beyond = divmod(len(lines), TILE)
+        if whole:
+            _multiply(self._back, by_tile[:whole], lines[: TILE * whole].unflatten(0, (whole, TILE)), adds)
+        if beyond:  # the last tiles reach past the map
+            _multiply(self._back[:beyond], by_tile[whole:], lines[TILE * whole :][None], adds)
 
 
-def _framed(values: Tensor, frame: tuple[int, int, int, int]) -> Tensor:
-    """(y, x, C) with zeros around it. `F.pad` writes them everywhere first: decoding takes 5 % longer."""
+def _multiply(table: Tensor, values: Tensor, place: Tensor, adds: bool) -> None:
+    """The table times each matrix, written to a place or added to what stands there."""
+    each = table.expand(len(values), -1, -1)
+    if adds:
+        place.baddbmm_(each, values)
+    else:
+        torch.bmm(each, values, out=place)
+
+
+def _framed(values: Tensor, frame: tuple[int, int, int, int], after_silu: bool) -> Tensor:
+    """(y, x, C), or its SiLU, with zeros around it.
+
+    `F.pad` writes zeros everywhere first, and SiLU in place is a pass of its own: decoding takes 5 and 1 % longer.
+    """
     above, below, left, right = frame
     rows, columns, channels = values.shape
     framed = values.new_empty(above + rows + below, left + columns + right, channels)
     middle = framed[above : above + rows]
     for edge in (framed[:above], framed[above + rows :], middle[:, :left], middle[:, left + columns :]):
         edge.zero_()
-    middle[:, left : left + columns] = values
+    middle = middle[:, left : left + columns]
+    if after_silu:
+        torch.ops.aten.silu.out(values, out=middle)
+    else:
+        middle.copy_(values)
     return framed
 
 
@@ -149,7 +192,7 @@ def fewest_multiplications(weight: Tensor, bias: Tensor) -> Convolution:
     if weight.dtype == torch.bfloat16 and not has_bfloat16():
         return WidenedConvolution(fewest_multiplications(weight.float(), bias.float()))
     outputs, channels = weight.shape[:2]
-    is_worth_it = min(outputs, channels) >= NARROWEST and outputs * channels <= MOST_WEIGHTS
+    is_worth_it = min(outputs, channels) >= NARROWEST and outputs * channels <= MOST_MADE
     # small products in batches are MKL's strength, and were not looked at elsewhere
     if is_worth_it and weight.dtype == torch.float32 and torch.backends.mkl.is_available():
         return WinogradConvolution(weight, bias)

@@ -9,10 +9,12 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import Tensor
 
 from star_cli.generation.decoding import TokenDecoder
 from star_cli.images import to_uint8
 from star_cli.models import winograd
+from star_cli.models.convolution import PlainConvolution
 from star_cli.models.strips import StripDecoder
 from star_cli.models.winograd import WinogradConvolution, fewest_multiplications, tables
 from tests.models.builders import laws, numbers, seeds, tiny_vqvae
@@ -79,6 +81,37 @@ def empty_memory_is_nan() -> Iterator[None]:
     torch.utils.deterministic.fill_uninitialized_memory = fill
 
 
+@pytest.mark.parametrize("side", [2, 3])
+@pytest.mark.parametrize(("height", "width"), [(40, 21), (9, 8)])
+def test_weights_made_at_each_call_give_the_same(
+    monkeypatch: pytest.MonkeyPatch, side: int, height: int, width: int
+) -> None:
+    """Above `FEWEST_CELLS` and below it, and without keeping anything."""
+    x, weight, bias = numbers(1, 6, height, width), numbers(8, 6, side, side, seed=1), numbers(8, seed=2)
+    kept = WinogradConvolution(weight, bias)(x, (1, 1))
+    monkeypatch.setattr(winograd, "MOST_KEPT", 0)
+    layer = WinogradConvolution(weight, bias)
+    made = layer(x, (1, 1))
+    is_plain = torch.equal(made, F.conv2d(x, weight, bias, padding=1))
+    assert is_plain == (made[0, 0].numel() < winograd.FEWEST_CELLS)
+    torch.testing.assert_close(made, kept, rtol=0, atol=1e-4)
+    assert sum(each.numel() for each in vars(layer).values() if isinstance(each, Tensor)) < weight.numel() + 100
+
+
+@laws
+@given(st.integers(1, 11), st.integers(1, 11), st.booleans(), st.booleans(), st.sampled_from([2, 3]), seeds)
+def test_written_in_place(height: int, width: int, after_silu: bool, adds: bool, side: int, seed: int) -> None:
+    x, weight, bias = numbers(1, 3, height, width, seed=seed), numbers(5, 3, side, side, seed=seed + 1), numbers(5)
+    expected = F.conv2d(F.silu(x) if after_silu else x, weight, bias, padding=1)
+    for layer in (WinogradConvolution(weight, bias), PlainConvolution(weight, bias)):
+        whole = torch.full((1, 5, expected.shape[2] + 2, expected.shape[3]), 7.0).contiguous(
+            memory_format=torch.channels_last
+        )
+        layer.write(x.clone(), (1, 1), whole[:, :, 1:-1], after_silu=after_silu, adds=adds)
+        torch.testing.assert_close(whole[:, :, 1:-1], expected + 7 * adds, rtol=0, atol=1e-4)
+        assert (whole[:, :, [0, -1]] == 7).all()
+
+
 @pytest.mark.usefixtures("empty_memory_is_nan")
 @pytest.mark.parametrize("side", [2, 3])
 @pytest.mark.parametrize(("height", "width"), [(5, 6), (8, 8), (12, 12), (7, 4)])
@@ -112,7 +145,9 @@ def test_strips_fill_whole_tiles(side: int, rows: int, expected: int) -> None:
         ((640, 160, 2, 2), torch.float32, True),
         ((96, 160, 3, 3), torch.float32, False),
         ((160, 96, 3, 3), torch.float32, False),
-        ((640, 640, 3, 3), torch.float32, False),
+        ((640, 640, 3, 3), torch.float32, True),
+        ((1280, 320, 2, 2), torch.float32, True),
+        ((2560, 640, 2, 2), torch.float32, False),
         ((160, 160, 3, 3), torch.bfloat16, False),
     ],
 )
