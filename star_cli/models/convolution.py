@@ -27,14 +27,14 @@ class Convolution(ABC):
     def write(
         self, strip: Tensor, padding: tuple[int, int], place: Tensor, *, after_silu: bool = False, adds: bool = False
     ) -> None:
-        """The same into a place that is there already.
+        """Write the same to a place, or add it to what stands there.
 
         Args:
             strip: as above; may be overwritten where a SiLU comes first.
             padding: as above.
-            place: (1, O, rows', x'), channels last.
+            place: (1, O, rows', x'), channels last, such as rows of a map; not of the strip's memory.
             after_silu: whether the SiLU of the strip is what is convolved.
-            adds: whether the result is added to what stands there.
+            adds: whether it is added.
         """
         made = self(F.silu(strip, inplace=True) if after_silu else strip, padding)
         if adds:

@@ -29,13 +29,9 @@ NARROWEST = 128
 oneDNN's convolution at 64 channels, 1.2 at 96, 1.6 at 128, 2.0 at 160, 2.4 at 320; k = 2: 1.0 at 96, 1.5 at 160. Not
 measured with AVX-512."""
 MOST_KEPT = 2**17
-"""C O up to which a convolution keeps its weights' values at the points, four to six times as many as its weights.
-Wider ones, which are few and far from the picture, make theirs at every call, in a quarter of its time (32 x 32, 640
-channels): kept they would be 0.7 GB of the published tokenizer, made they are gone before its largest maps come."""
-MOST_MADE = 2**19
-"""C O beyond which making them takes the time that they save: doublings of 640 channels."""
-FEWEST_CELLS = 2**9
-"""Of a result, below which values that are made for it alone gain nothing."""
+"""C O up to which the weights' values at the points, four to six times as many as the weights, are kept."""
+FEWEST_CELLS = 2**10
+"""Of a strip, below which making the values for it costs what they save."""
 _WORKED_BYTES = 6 * 2**20
 """Of the values at the points of one row of them, which are worked on at a time: about what the caches keep."""
 
@@ -49,17 +45,11 @@ class WinogradConvolution(Convolution):
     """
 
     def __init__(self, weight: Tensor, bias: Tensor):
-        self._into, self._of_weight, self._back = (each.float().contiguous() for each in tables(weight.shape[-1]))
-        self._weight, self._bias = weight.detach(), bias.detach()
-        outputs, channels = weight.shape[:2]
-        self._kept = self._values_of_weight() if outputs * channels <= MOST_KEPT else None
-        self._plain = PlainConvolution(self._weight, self._bias)
-
-    def _values_of_weight(self) -> Tensor:
-        """(O, a, a, C), rows and columns at once."""
-        both, points = torch.kron(self._of_weight, self._of_weight), len(self._of_weight)  # (a a, k k)
-        kernel = self._weight.permute(0, 2, 3, 1).flatten(1, 2)  # (O, k k, C), a view of what is channels last
-        return torch.bmm(both.expand(len(kernel), -1, -1), kernel).unflatten(1, (points, points))
+        self._into, of_weight, self._back = (each.float().contiguous() for each in tables(weight.shape[-1]))
+        both, points = torch.kron(of_weight, of_weight), len(of_weight)  # (a a, k k): rows and columns at once
+        kernel = weight.detach().permute(0, 2, 3, 1).flatten(1, 2)  # (O, k k, C), a view of what is channels last
+        self._weights = torch.bmm(both.expand(len(kernel), -1, -1), kernel).unflatten(1, (points, points))
+        self._bias = bias.detach()
 
     def __call__(self, strip: Tensor, padding: tuple[int, int]) -> Tensor:
         """See `Convolution`."""
@@ -73,25 +63,21 @@ class WinogradConvolution(Convolution):
         self, strip: Tensor, padding: tuple[int, int], place: Tensor, *, after_silu: bool = False, adds: bool = False
     ) -> None:
         """See `Convolution`; the last step writes, or adds, where the result belongs, without a copy."""
-        height, width = place.shape[2:]
-        if self._kept is None and height * width < FEWEST_CELLS:
-            self._plain.write(strip, padding, place, after_silu=after_silu, adds=adds)
-            return
-        weights = self._values_of_weight() if self._kept is None else self._kept
-        outputs, points, _, channels = weights.shape
+        outputs, points, _, channels = self._weights.shape
         reach = points - TILE  # k - 1
+        height, width = place.shape[2:]
         rows = math.ceil(height / TILE)  # of tiles
         columns = math.ceil(width / TILE) + 1  # one more than are needed, so that all are evenly apart
         above, left = padding
         below, right = TILE * rows + reach - above - strip.shape[2], TILE * columns - left - strip.shape[3]
         frame = (above, below, left, right)
         padded = _framed(strip[0].permute(1, 2, 0), frame, after_silu)  # (4 rows + k - 1, 4 columns, C)
-        lines = place[0].permute(1, 2, 0).flatten(1)  # (height, width O), a view
+        lines = place[0].permute(1, 2, 0).view(height, width * outputs)
         at_once = max(1, _WORKED_BYTES // (4 * points * columns * max(channels, outputs)))
         at_once = math.ceil(rows / math.ceil(rows / at_once))
         for first in range(0, rows, at_once):
             top, bottom = TILE * first, TILE * min(first + at_once, rows)
-            self._tiles(weights, padded[top : bottom + reach], lines[top:bottom], adds)
+            self._tiles(padded[top : bottom + reach], lines[top:bottom], adds)
 
     def fitting(self, rows: int) -> int:
         """See `Convolution`: as many as fill whole tiles."""
@@ -99,9 +85,9 @@ class WinogradConvolution(Convolution):
         whole = (rows + beyond) // TILE * TILE - beyond
         return whole if whole > 0 else rows
 
-    def _tiles(self, weights: Tensor, padded: Tensor, lines: Tensor, adds: bool) -> None:
+    def _tiles(self, padded: Tensor, lines: Tensor, adds: bool) -> None:
         """Some rows of tiles: (4 rows + k - 1, 4 columns, C) -> their lines of the result, (4 rows or fewer, x O)."""
-        outputs, points, _, channels = weights.shape
+        outputs, points, _, channels = self._weights.shape
         rows, line = math.ceil(len(lines) / TILE), padded.shape[1]
         tiles = rows * line // TILE
         # rows of the map to values at the points; the last tile of the last row reads past its end
@@ -115,7 +101,7 @@ class WinogradConvolution(Convolution):
         for row in range(points):
             windows = _windows(by_row[row * rows * line :], tiles, points, channels)
             torch.bmm(self._into.expand(tiles, -1, -1), windows, out=values)
-            torch.bmm(values.transpose(0, 1), weights[:, row].permute(1, 2, 0), out=products)
+            torch.bmm(values.transpose(0, 1), self._weights[:, row].permute(1, 2, 0), out=products)
             if row == 1:  # at the point 1 of rows and columns, whose value counts once for every output
                 products[1] += self._bias
             torch.bmm(self._back.expand(tiles, -1, -1), products.transpose(0, 1), out=back[row])
@@ -125,6 +111,35 @@ class WinogradConvolution(Convolution):
             _multiply(self._back, by_tile[:whole], lines[: TILE * whole].unflatten(0, (whole, TILE)), adds)
         if beyond:  # the last tiles reach past the map
             _multiply(self._back[:beyond], by_tile[whole:], lines[TILE * whole :][None], adds)
+
+
+class WideWinogradConvolution(Convolution):
+    """The same, made anew for each strip that is worth it: kept, all those of a published tokenizer would be 0.6 GB.
+
+    Wide convolutions are few, and far from the picture: their maps are a strip or two, and what is made for them, in a
+    quarter of their time, is gone before the decoder's largest maps come.
+
+    Args:
+        weight: (O, C, 3, 3), float32.
+        bias: (O,).
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor):
+        self._given = weight.detach(), bias.detach()
+
+    def __call__(self, strip: Tensor, padding: tuple[int, int]) -> Tensor:
+        """See `Convolution`."""
+        return self._made_for(strip)(strip, padding)
+
+    def write(
+        self, strip: Tensor, padding: tuple[int, int], place: Tensor, *, after_silu: bool = False, adds: bool = False
+    ) -> None:
+        """See `Convolution`."""
+        self._made_for(strip).write(strip, padding, place, after_silu=after_silu, adds=adds)
+
+    def _made_for(self, strip: Tensor) -> Convolution:
+        is_worth_it = strip[0, 0].numel() >= FEWEST_CELLS
+        return WinogradConvolution(*self._given) if is_worth_it else PlainConvolution(*self._given)
 
 
 def _multiply(table: Tensor, values: Tensor, place: Tensor, adds: bool) -> None:
@@ -192,8 +207,11 @@ def fewest_multiplications(weight: Tensor, bias: Tensor) -> Convolution:
     if weight.dtype == torch.bfloat16 and not has_bfloat16():
         return WidenedConvolution(fewest_multiplications(weight.float(), bias.float()))
     outputs, channels = weight.shape[:2]
-    is_worth_it = min(outputs, channels) >= NARROWEST and outputs * channels <= MOST_MADE
     # small products in batches are MKL's strength, and were not looked at elsewhere
-    if is_worth_it and weight.dtype == torch.float32 and torch.backends.mkl.is_available():
-        return WinogradConvolution(weight, bias)
+    is_there = weight.dtype == torch.float32 and torch.backends.mkl.is_available()
+    if is_there and min(outputs, channels) >= NARROWEST:
+        if outputs * channels <= MOST_KEPT:
+            return WinogradConvolution(weight, bias)
+        if weight.shape[-1] == 3:  # wide doublings come in many strips
+            return WideWinogradConvolution(weight, bias)
     return PlainConvolution(weight, bias)

@@ -90,6 +90,18 @@ def test_library_does_not_go_by_the_batch(tokens: int) -> None:
 
 
 @pytest.mark.usefixtures("lacks_avx512")
+@pytest.mark.parametrize("numbers_at_once", [3, 20, 2**17])
+def test_bias_comes_with_the_gelu_piece_by_piece(monkeypatch: pytest.MonkeyPatch, numbers_at_once: int) -> None:
+    monkeypatch.setattr(linear_module, "_GELU_NUMBERS", numbers_at_once)
+    x, weight, bias = layer((2, FEW_TOKENS + 1, 24), 8)
+    given_bias = bias.clone()
+    with torch.no_grad():
+        found = linear(x, weight, bias, gelu=True)
+    torch.testing.assert_close(found, F.gelu(F.linear(x, weight, bias), approximate="tanh"), rtol=1e-5, atol=1e-5)
+    assert torch.equal(bias, given_bias)
+
+
+@pytest.mark.usefixtures("lacks_avx512")
 def test_gelu_in_place_is_as_exact_as_torch_s() -> None:
     x = torch.cat([torch.linspace(-30, 30, 200_001), torch.tensor([0.0, -0.0, 1e-20, 1e20, -1e20])])
     exact = F.gelu(x.double(), approximate="tanh")

@@ -9,11 +9,11 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 
 from star_cli.errors import ShapeError
 from star_cli.images import to_uint8
-from star_cli.models.strips import StripDecoder, fold_doubling
+from star_cli.models.strips import StripDecoder, _Map, fold_doubling
 from star_cli.models.vqvae import MultiScaleVQVAE
 from tests.models.builders import CODE_DIM, laws, seeds, tiny_vqvae
 
@@ -51,6 +51,21 @@ def test_half_precision_is_as_near_to_float32_as_the_whole_decoder(dtype: torch.
         whole, strips = model.decode(f_hat), StripDecoder(model, 5000)(f_hat)
     assert strips.dtype == torch.float32
     assert (strips - exact).abs().mean() < 1.2 * (whole - exact).abs().mean()
+
+
+@pytest.mark.parametrize("side", [255, 256])
+def test_statistics_of_a_large_flat_map_are_exact(side: int) -> None:
+    """Sums that go cell by cell lose four digits on such a map."""
+    values = torch.full((1, 8, side, side), 3.3)
+    values[:, :, 100:120, 100:120] = 4
+    layer = _Map(values.contiguous(memory_format=torch.channels_last), strip_bytes=1)
+    for top in range(0, side, 50):
+        layer.count(top, min(top + 50, side))
+    norm = nn.GroupNorm(2, 8)
+    mean, variance = layer._moments(norm)
+    exact = torch.var_mean(values.double().unflatten(1, (2, 4)), (0, 2, 3, 4), correction=0)
+    for found, expected in zip((variance, mean), exact, strict=True):
+        torch.testing.assert_close(found.double(), expected.repeat_interleave(4), rtol=1e-5, atol=0)
 
 
 def test_the_same_call_gives_the_same_bits() -> None:

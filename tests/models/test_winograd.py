@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from unittest import mock
 
 import pytest
 import torch
@@ -14,13 +15,17 @@ from torch import Tensor
 from star_cli.generation.decoding import TokenDecoder
 from star_cli.images import to_uint8
 from star_cli.models import winograd
-from star_cli.models.convolution import PlainConvolution
+from star_cli.models.convolution import Convolution, PlainConvolution, WidenedConvolution
 from star_cli.models.strips import StripDecoder
-from star_cli.models.winograd import WinogradConvolution, fewest_multiplications, tables
+from star_cli.models.winograd import WideWinogradConvolution, WinogradConvolution, fewest_multiplications, tables
 from tests.models.builders import laws, numbers, seeds, tiny_vqvae
 from tests.models.test_strips import f_hat_of
 
 needs_mkl = pytest.mark.skipif(not torch.backends.mkl.is_available(), reason="this torch has no MKL")
+
+
+def channels_last(x: Tensor) -> Tensor:
+    return x.contiguous(memory_format=torch.channels_last)
 
 
 @pytest.mark.parametrize("side", [2, 3])
@@ -75,41 +80,60 @@ def empty_memory_is_nan() -> Iterator[None]:
     """What `torch.empty` gives holds NaN, not whatever stood there."""
     fill = torch.utils.deterministic.fill_uninitialized_memory
     torch.utils.deterministic.fill_uninitialized_memory = True
+    before = torch.are_deterministic_algorithms_enabled()
     torch.use_deterministic_algorithms(True)
     yield
-    torch.use_deterministic_algorithms(False)
+    torch.use_deterministic_algorithms(before)
     torch.utils.deterministic.fill_uninitialized_memory = fill
 
 
-@pytest.mark.parametrize("side", [2, 3])
-@pytest.mark.parametrize(("height", "width"), [(40, 21), (9, 8)])
-def test_weights_made_at_each_call_give_the_same(
-    monkeypatch: pytest.MonkeyPatch, side: int, height: int, width: int
-) -> None:
-    """Above `FEWEST_CELLS` and below it, and without keeping anything."""
-    x, weight, bias = numbers(1, 6, height, width), numbers(8, 6, side, side, seed=1), numbers(8, seed=2)
-    kept = WinogradConvolution(weight, bias)(x, (1, 1))
-    monkeypatch.setattr(winograd, "MOST_KEPT", 0)
-    layer = WinogradConvolution(weight, bias)
-    made = layer(x, (1, 1))
-    is_plain = torch.equal(made, F.conv2d(x, weight, bias, padding=1))
-    assert is_plain == (made[0, 0].numel() < winograd.FEWEST_CELLS)
-    torch.testing.assert_close(made, kept, rtol=0, atol=1e-4)
-    assert sum(each.numel() for each in vars(layer).values() if isinstance(each, Tensor)) < weight.numel() + 100
+@pytest.mark.parametrize(("height", "width"), [(40, 26), (9, 8)])
+@pytest.mark.parametrize("after_silu", [False, True])
+@pytest.mark.parametrize("adds", [False, True])
+def test_wide_one_is_made_for_large_strips_alone(height: int, width: int, after_silu: bool, adds: bool) -> None:
+    x, weight, bias = channels_last(numbers(1, 6, height, width)), numbers(8, 6, 3, 3, seed=1), numbers(8, seed=2)
+    layers = [kind(weight, bias) for kind in (PlainConvolution, WinogradConvolution, WideWinogradConvolution)]
+    plain, kept, wide = (layer(x, (1, 1)) for layer in layers)
+    assert torch.equal(wide, kept if height * width >= winograd.FEWEST_CELLS else plain)
+    assert not torch.equal(kept, plain)
+    written = [torch.zeros_like(plain).add_(7) for _ in layers]
+    for layer, place in zip(layers, written, strict=True):
+        layer.write(x.clone(), (1, 1), place, after_silu=after_silu, adds=adds)
+    for place in written[1:]:
+        torch.testing.assert_close(place, written[0], rtol=0, atol=1e-4)
 
 
 @laws
-@given(st.integers(1, 11), st.integers(1, 11), st.booleans(), st.booleans(), st.sampled_from([2, 3]), seeds)
-def test_written_in_place(height: int, width: int, after_silu: bool, adds: bool, side: int, seed: int) -> None:
+@given(
+    st.integers(1, 11),
+    st.integers(1, 11),
+    st.booleans(),
+    st.booleans(),
+    st.sampled_from([2, 3]),
+    st.sampled_from([1, 2**20]),
+    seeds,
+)
+def test_written_in_place(
+    height: int, width: int, after_silu: bool, adds: bool, side: int, worked_bytes: int, seed: int
+) -> None:
+    """Rows of a map, and no others; what goes in stays as it is, unless a SiLU comes first."""
     x, weight, bias = numbers(1, 3, height, width, seed=seed), numbers(5, 3, side, side, seed=seed + 1), numbers(5)
-    expected = F.conv2d(F.silu(x) if after_silu else x, weight, bias, padding=1)
-    for layer in (WinogradConvolution(weight, bias), PlainConvolution(weight, bias)):
-        whole = torch.full((1, 5, expected.shape[2] + 2, expected.shape[3]), 7.0).contiguous(
-            memory_format=torch.channels_last
-        )
-        layer.write(x.clone(), (1, 1), whole[:, :, 1:-1], after_silu=after_silu, adds=adds)
-        torch.testing.assert_close(whole[:, :, 1:-1], expected + 7 * adds, rtol=0, atol=1e-4)
-        assert (whole[:, :, [0, -1]] == 7).all()
+    expected = F.conv2d(F.silu(x) if after_silu else x, weight, bias, padding=1) + 7 * adds
+    widened = WidenedConvolution(PlainConvolution(weight, bias))
+    with mock.patch.object(winograd, "_WORKED_BYTES", worked_bytes):
+        for layer in (WinogradConvolution(weight, bias), PlainConvolution(weight, bias), widened):
+            whole = channels_last(torch.full((1, 5, expected.shape[2] + 2, expected.shape[3]), 7.0))
+            given_strip = channels_last(x.clone())
+            layer.write(given_strip, (1, 1), whole[:, :, 1:-1], after_silu=after_silu, adds=adds)
+            torch.testing.assert_close(whole[:, :, 1:-1], expected, rtol=0, atol=1e-4)
+            assert (whole[:, :, [0, -1]] == 7).all()
+            assert after_silu or torch.equal(given_strip, x)
+
+
+def test_place_of_another_layout_is_refused_not_missed() -> None:
+    layer = WinogradConvolution(numbers(4, 3, 3, 3), numbers(4))
+    with pytest.raises(RuntimeError, match="view"):
+        layer.write(numbers(1, 3, 8, 8), (1, 1), torch.zeros(1, 4, 8, 8))
 
 
 @pytest.mark.usefixtures("empty_memory_is_nan")
@@ -118,8 +142,11 @@ def test_written_in_place(height: int, width: int, after_silu: bool, adds: bool,
 def test_what_lies_beyond_a_tile_does_not_leak(side: int, height: int, width: int) -> None:
     """Tiles at the edge read memory that nobody wrote: numbers there must stay where they are."""
     assert torch.empty(3).isnan().all()
-    layer = WinogradConvolution(numbers(4, 3, side, side), numbers(4))
-    assert layer(numbers(1, 3, height, width), (1, 1)).isfinite().all()
+    layer, x = WinogradConvolution(numbers(4, 3, side, side), numbers(4)), numbers(1, 3, height, width)
+    place = layer(x, (1, 1))
+    assert place.isfinite().all()
+    layer.write(x, (1, 1), place, after_silu=True, adds=True)
+    assert place.isfinite().all()
 
 
 def test_neither_weight_nor_input_is_changed_and_bits_repeat() -> None:
@@ -139,24 +166,23 @@ def test_strips_fill_whole_tiles(side: int, rows: int, expected: int) -> None:
 
 @needs_mkl
 @pytest.mark.parametrize(
-    ("shape", "dtype", "is_taken"),
+    ("shape", "dtype", "kind"),
     [
-        ((160, 160, 3, 3), torch.float32, True),
-        ((640, 160, 2, 2), torch.float32, True),
-        ((96, 160, 3, 3), torch.float32, False),
-        ((160, 96, 3, 3), torch.float32, False),
-        ((640, 640, 3, 3), torch.float32, True),
-        ((1280, 320, 2, 2), torch.float32, True),
-        ((2560, 640, 2, 2), torch.float32, False),
-        ((160, 160, 3, 3), torch.bfloat16, False),
+        ((160, 160, 3, 3), torch.float32, WinogradConvolution),
+        ((640, 160, 2, 2), torch.float32, WinogradConvolution),
+        ((96, 160, 3, 3), torch.float32, PlainConvolution),
+        ((160, 96, 3, 3), torch.float32, PlainConvolution),
+        ((640, 640, 3, 3), torch.float32, WideWinogradConvolution),
+        ((2560, 640, 2, 2), torch.float32, PlainConvolution),
+        ((160, 160, 3, 3), torch.bfloat16, PlainConvolution),
     ],
 )
 def test_taken_by_shape_and_dtype(
-    monkeypatch: pytest.MonkeyPatch, shape: tuple[int, ...], dtype: torch.dtype, is_taken: bool
+    monkeypatch: pytest.MonkeyPatch, shape: tuple[int, ...], dtype: torch.dtype, kind: type[Convolution]
 ) -> None:
     monkeypatch.setattr(winograd, "has_bfloat16", lambda: True)
     convolution = fewest_multiplications(torch.zeros(shape, dtype=dtype), torch.zeros(shape[0], dtype=dtype))
-    assert isinstance(convolution, WinogradConvolution) == is_taken
+    assert type(convolution) is kind
 
 
 @pytest.mark.parametrize("channels", [4, 128])
