@@ -24,9 +24,8 @@ from star_cli.models.vqvae import Double, Level, MultiScaleVQVAE, ResidualBlock
 
 STRIP_BYTES = 8 * 2**20
 """Of one strip of an activation. Not chosen by free memory: rounding follows the strips, and bytes of pictures it."""
-
 _MOST_SHARES = 32
-"""Into how many sums a strip's are split: rounding is that of `sum` then, in half the time."""
+"""Of a strip's sums: each channel's is split into as many, at the most. Rounding is that of `sum`, in half the time."""
 
 
 class StripDecoder:

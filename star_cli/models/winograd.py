@@ -116,7 +116,7 @@ class WinogradConvolution(Convolution):
 class WideWinogradConvolution(Convolution):
     """The same, made anew for each strip that is worth it: kept, all those of a published tokenizer would be 0.6 GB.
 
-    Wide convolutions are few, and far from the picture: their maps are a strip or two, and what is made for them, in a
+    Wide convolutions are few, and far from the picture: their maps are a few strips, and what is made for them, in a
     quarter of their time, is gone before the decoder's largest maps come.
 
     Args:
@@ -152,10 +152,7 @@ def _multiply(table: Tensor, values: Tensor, place: Tensor, adds: bool) -> None:
 
 
 def _framed(values: Tensor, frame: tuple[int, int, int, int], after_silu: bool) -> Tensor:
-    """(y, x, C), or its SiLU, with zeros around it.
-
-    `F.pad` writes zeros everywhere first, and SiLU in place is a pass of its own: decoding takes 5 and 1 % longer.
-    """
+    """(y, x, C), or its SiLU, with zeros around it. `F.pad` writes zeros everywhere first: decoding is 5 % slower."""
     above, below, left, right = frame
     rows, columns, channels = values.shape
     framed = values.new_empty(above + rows + below, left + columns + right, channels)
